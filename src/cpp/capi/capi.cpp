@@ -1,0 +1,174 @@
+// The C interface: catches what the library throws, keeps the last error of a thread, and hands operations on.
+#include <cstddef>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "attile/attile.h"
+#include "capi/json.hpp"
+#include "capi/op.hpp"
+#include "core/check.hpp"
+#include "core/kernel_table.hpp"
+#include "core/validate.hpp"
+#include "cpu/features.hpp"
+#include "cpu/threads.hpp"
+
+void attile_op::add_output(const char* name, attile::DType dtype, const attile_tensor& like, std::initializer_list<int64_t> shape) {
+  attile_tensor& t = outputs[num_outputs];
+  output_names[num_outputs++] = name;
+  t = {};
+  t.dtype = attile::to_dlpack(dtype);
+  t.device_type = like.device_type;
+  t.device_id = like.device_id;
+  for (const int64_t extent : shape) t.shape[t.rank++] = extent;
+  int64_t stride = 1;
+  for (int32_t d = t.rank - 1; d >= 0; --d) {
+    t.strides[d] = stride;
+    stride *= t.shape[d] > 0 ? t.shape[d] : 1;
+  }
+}
+
+namespace attile {
+namespace {
+
+thread_local std::string last_error;
+thread_local std::string report;
+
+template <class Body>
+attile_status guarded(Body&& body) noexcept {
+  try {
+    body();
+    return ATTILE_OK;
+  } catch (const Error& e) {
+    last_error = e.what();
+    return e.status;
+  } catch (const std::bad_alloc&) {
+    last_error = "attile: out of memory";
+    return ATTILE_OUT_OF_MEMORY;
+  } catch (const std::exception& e) {
+    last_error = e.what();
+    return ATTILE_RUNTIME_ERROR;
+  }
+}
+
+// A caller built against another version may know fewer fields (the rest are zero) or more (of which none may be lost silently).
+template <class Params>
+Params read_params(const Params* given, const char* function) {
+  if (!given || given->struct_size < sizeof(size_t)) throw Error(ATTILE_VALUE_ERROR, std::string(function) + ": params.struct_size is not set");
+  if (given->struct_size > sizeof(Params))
+    value_error(function, "params comes from a newer attile.h", "at most " + std::to_string(sizeof(Params)) + " bytes", static_cast<int64_t>(given->struct_size));
+  Params params{};
+  std::memcpy(static_cast<void*>(&params), given, given->struct_size);
+  return params;
+}
+
+void bind(attile_op& op, const attile_tensor* const* outputs, int32_t count) {
+  if (count < 1 || count > op.num_outputs) value_error(op.function, "wrong number of outputs", int64_t{op.num_outputs}, int64_t{count});
+  ByteRange ranges[attile_op::kMaxOutputs];
+  for (int32_t i = 0; i < count; ++i) {
+    if (!outputs[i]) throw Error(ATTILE_VALUE_ERROR, std::string(op.function) + ": output " + op.output_names[i] + " is null");
+    validate_output(op.function, op.output_names[i], *outputs[i], op.outputs[i]);
+    ranges[i] = byte_range(*outputs[i]);
+    for (int32_t j = 0; j < op.num_inputs; ++j)
+      if (ranges[i].overlaps(op.inputs[j].bytes))
+        value_error(op.function, std::string(op.output_names[i]) + " must not overlap an input", "separate memory", std::string("memory shared with ") + op.inputs[j].name);
+    for (int32_t j = 0; j < i; ++j)
+      if (ranges[i].overlaps(ranges[j]))
+        value_error(op.function, std::string(op.output_names[i]) + " must not overlap another output", "separate memory", std::string("memory shared with ") + op.output_names[j]);
+  }
+  op.bind_outputs(outputs, count);
+  op.bound = true;
+}
+
+}  // namespace
+
+void* thread_scratch(size_t bytes) {
+  struct Buffer {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Buffer() { ::operator delete(data, std::align_val_t{4096}); }
+  };
+  thread_local Buffer buffer;
+  if (buffer.bytes < bytes) {
+    void* larger = ::operator new(bytes, std::align_val_t{4096});
+    ::operator delete(buffer.data, std::align_val_t{4096});
+    buffer.data = larger;
+    buffer.bytes = bytes;
+  }
+  return buffer.data;
+}
+
+}  // namespace attile
+
+using namespace attile;
+
+extern "C" {
+
+attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op) {
+  return guarded([&] { *op = create_flash_attention(read_params(params, "flash_attention")); });
+}
+
+attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op) {
+  return guarded([&] { *op = create_merge_states(read_params(params, "merge_states")); });
+}
+
+int32_t attile_op_num_outputs(const attile_op* op) { return op->num_outputs; }
+
+attile_status attile_op_output(const attile_op* op, int32_t index, attile_tensor* output) {
+  return guarded([&] {
+    if (index < 0 || index >= op->num_outputs) value_error(op->function, "no such output", "less than " + std::to_string(op->num_outputs), int64_t{index});
+    *output = op->outputs[index];
+  });
+}
+
+attile_status attile_op_bind(attile_op* op, const attile_tensor* const* outputs, int32_t count) {
+  return guarded([&] { bind(*op, outputs, count); });
+}
+
+size_t attile_op_workspace_bytes(const attile_op* op) { return op->workspace_bytes(); }
+
+attile_status attile_op_run(attile_op* op, void* workspace, void*, const attile_executor* executor) {
+  return guarded([&] {
+    if (!op->bound) throw Error(ATTILE_RUNTIME_ERROR, std::string(op->function) + ": run before bind");
+    op->run(workspace ? workspace : thread_scratch(op->workspace_bytes()), executor);
+  });
+}
+
+const char* attile_op_explain(const attile_op* op) {
+  report.clear();
+  return guarded([&] { report = op->explain(); }) == ATTILE_OK ? report.c_str() : "{}";
+}
+
+void attile_op_destroy(attile_op* op) { delete op; }
+
+const char* attile_last_error(void) { return last_error.c_str(); }
+
+int32_t attile_abi_version(void) { return ATTILE_ABI_VERSION; }
+
+const char* attile_show_config(void) {
+  report.clear();
+  const attile_status status = guarded([&] {
+    Json json;
+    json.open();
+    json.field("version", std::to_string(ATTILE_VERSION_MAJOR) + "." + std::to_string(ATTILE_VERSION_MINOR) + "." + std::to_string(ATTILE_VERSION_PATCH));
+    json.field("abi_version", int64_t{ATTILE_ABI_VERSION}).field("compiler", __VERSION__);
+    json.key("cpu_features").raw(cpu_features_json());
+    json.key("kernels").open('[');
+    for (const Kernel& kernel : cpu_forward_kernels())
+      json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cpu").flag("available", kernel.available()).close();
+    json.close(']').flag("cuda", false).field("num_threads", int64_t{num_threads()}).close();
+    report = json.text();
+  });
+  return status == ATTILE_OK ? report.c_str() : "{}";
+}
+
+attile_status attile_set_num_threads(int32_t n) {
+  return guarded([&] {
+    if (n < 0) value_error("set_num_threads", "n must not be negative", "0 (the default) or more", int64_t{n});
+    set_num_threads(n);
+  });
+}
+
+int32_t attile_get_num_threads(void) { return num_threads(); }
+
+}  // extern "C"

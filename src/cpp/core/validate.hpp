@@ -1,0 +1,23 @@
+// The one validator: public parameters in, problems out. Throws Error before anything is computed; reads index arrays, never
+// the data of q, k and v.
+#pragma once
+
+#include "attile/attile.h"
+#include "core/kernel_table.hpp"
+#include "core/problem.hpp"
+
+namespace attile {
+
+AttentionProblem validate(const attile_flash_attention_params& params);
+Config validate_config(const char* function, const attile_config& config);
+
+// The arrays of merge_states, broadcast to nothing: out [B,T,H,Dv], lse [B,H,T,1].
+struct MergeProblem {
+  View out_a, lse_a, out_b, lse_b;
+};
+MergeProblem validate(const attile_merge_states_params& params);
+
+// Shape, dtype, device of an output against its specification, contiguous last dimension, no overlap with itself.
+void validate_output(const char* function, const char* name, const attile_tensor& given, const attile_tensor& expected);
+
+}  // namespace attile
