@@ -55,35 +55,48 @@ def flash_attention(query, key, value, bias=None, cum_seqlens_q=None, cum_seqlen
     return (out, lse) if return_lse else out
 
 
-def attend(piece, work, softmax_scale, logits_soft_cap, logits_dtype, normalize_output, dropout_prob):
+def attend(piece, work, *, normalize_output, dropout_prob, **score):
     """out [group, n, Dv] and lse [group, n] of one piece, computed in the dtype `work`."""
     with np.errstate(all="ignore"):  # inf - inf and overflow are part of the inputs that tests use
-        s = softmax_scale * (piece.q.astype(work) @ piece.k.astype(work).T)
-        if piece.bias is not None:
-            s = s + piece.bias.astype(work)
-        if logits_soft_cap:
-            s = logits_soft_cap * np.tanh(s / logits_soft_cap)
-        if logits_dtype is not None:
-            s = s.astype(logits_dtype).astype(work)
-        s = np.where(unseen(piece, logits_soft_cap), -np.inf, s)
-
-        aux = piece.sinks.astype(work)[:, None, :]  # [group, 1, number of sinks]
-        aux = np.broadcast_to(aux, (*s.shape[:2], aux.shape[-1]))
-        m = np.maximum(s.max(-1, initial=-np.inf), aux.max(-1, initial=-np.inf))[..., None]
-        m = np.where(m == -np.inf, 0, m)  # a row that sees nothing: exp(-inf - 0) = 0 everywhere
-        p = np.exp(s - m)
-        denominator = p.sum(-1) + np.exp(aux - m).sum(-1)
-        lse = m[..., 0] + np.log(denominator)
+        m, p, denominator = softmax(scores(piece, work, **score), piece.sinks.astype(work))
+        lse = m + np.log(denominator)
         if normalize_output:
-            p = np.divide(p, denominator[..., None], out=np.zeros_like(p), where=denominator[..., None] != 0)
+            p = divide_rows(p, denominator)
         if piece.kept is not None:
             p = np.where(piece.kept, p / (1 - dropout_prob), 0)
         return p @ piece.v.astype(work), lse
 
 
+def scores(piece, work, *, softmax_scale, logits_soft_cap, logits_dtype):
+    """s [group, n, m], -inf where unseen."""
+    s = softmax_scale * (piece.q.astype(work) @ piece.k.astype(work).T)
+    if piece.bias is not None:
+        s = s + piece.bias.astype(work)
+    if logits_soft_cap is not None:
+        s = logits_soft_cap * np.tanh(s / logits_soft_cap)
+    if logits_dtype is not None:
+        s = s.astype(logits_dtype).astype(work)
+    return np.where(unseen(piece, logits_soft_cap), -np.inf, s)
+
+
+def softmax(s, sinks):
+    """m [group, n], exp(s - m) [group, n, m], and the sum of its rows with the sinks [group, n]."""
+    aux = np.broadcast_to(sinks[:, None, :], (*s.shape[:2], sinks.shape[-1]))
+    m = np.maximum(s.max(-1, initial=-np.inf), aux.max(-1, initial=-np.inf))
+    m = np.where(m == -np.inf, 0, m)  # a row that sees nothing: exp(-inf - 0) = 0 everywhere, log(0) = -inf
+    p = np.exp(s - m[..., None])
+    return m, p, p.sum(-1) + np.exp(aux - m[..., None]).sum(-1)
+
+
+def divide_rows(p, denominator):
+    """p / denominator for each row; 0 in the rows that see nothing."""
+    denominator = denominator[..., None]
+    return np.divide(p, denominator, out=np.zeros_like(p), where=denominator != 0)
+
+
 def unseen(piece, logits_soft_cap):
     """Where a score is -inf: masked, or, without a cap, a bias of -inf. There k has no effect, whatever it is."""
-    if piece.bias is None or logits_soft_cap:
+    if piece.bias is None or logits_soft_cap is not None:
         return ~piece.seen
     return ~piece.seen | np.broadcast_to(piece.bias == -np.inf, piece.seen.shape)
 
