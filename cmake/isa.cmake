@@ -1,5 +1,6 @@
 # attile_isa_levels(sources_variable): gives every src/cpp/cpu/isa_<level>.cpp the flags of its level, and takes the files out
-# of the list whose level this architecture or this compiler has not. Sets ATTILE_ISA_SUMMARY.
+# of the list whose level this architecture or this compiler has not. Sets ATTILE_ISA_SUMMARY, and ATTILE_ISA_COUNT: the levels
+# that have flags of their own.
 
 set(attile_isa_flags_avx2 -mavx -mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt -mmovbe -mpopcnt)
 set(attile_isa_flags_avx512
@@ -45,6 +46,8 @@ function(attile_isa_levels sources_variable)
     endif()
   endforeach()
   set(${sources_variable} ${sources} PARENT_SCOPE)
+  list(LENGTH isa_sources count)
+  set(ATTILE_ISA_COUNT ${count} PARENT_SCOPE)
   string(JOIN " " summary ${levels})
   set(ATTILE_ISA_SUMMARY "${summary} (${CMAKE_SYSTEM_PROCESSOR})" PARENT_SCOPE)
 endfunction()

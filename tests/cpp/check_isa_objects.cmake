@@ -1,4 +1,4 @@
-# cmake -DNM=nm -DOBJECTS="a.o;b.o" -P check_isa_objects.cmake
+# cmake -DNM=nm -DOBJECTS="a.o;b.o" -DLEVELS=3 -P check_isa_objects.cmake
 #
 # Fails when an object of an instruction-set level (isa_avx2, isa_avx512, isa_amx) defines a weak symbol that does not carry the
 # level's name. Weak symbols are inline functions and template instances: the linker keeps one copy for the whole library, and if
@@ -16,13 +16,16 @@ foreach(object ${OBJECTS})
   execute_process(COMMAND ${NM} -P --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL "[^\n]+" lines "${symbols}")
   foreach(line ${lines})
-    if(line MATCHES "^([^ ]+) [WVu] " AND NOT CMAKE_MATCH_1 MATCHES "[0-9]${level}")
+    if(line MATCHES "^[^ ]+ [WVu] " AND NOT line MATCHES "[0-9]${level}[^ ]* [WVu] ")
       math(EXPR leaks "${leaks} + 1")
-      message("isa_${level}: ${CMAKE_MATCH_1}")
+      message("isa_${level}: ${line}")
     endif()
   endforeach()
 endforeach()
 message("${checked} objects, ${leaks} symbols that leak")
+if(NOT checked EQUAL LEVELS)
+  message(FATAL_ERROR "expected the objects of ${LEVELS} levels")
+endif()
 if(leaks)
   message(FATAL_ERROR "code of an instruction-set level can end up in the baseline")
 endif()
