@@ -130,12 +130,15 @@ class Pool {
   // Opens a job to `seats` helpers. The pool takes over that many references.
   void offer(Job* job, int seats) {
     size_t threads;
-    {
+    try {
       std::lock_guard lock(mutex_);
       grow(seats);
       offers_.push_back({job, seats});
       open_seats_.fetch_add(seats, std::memory_order_relaxed);
       threads = threads_.size();
+    } catch (const std::bad_alloc&) {
+      job->release(seats);
+      return;
     }
     // After the unlock: a spinning worker would otherwise run into the mutex and sleep.
     offers_made_.fetch_add(1, std::memory_order_release);
@@ -233,7 +236,7 @@ class Pool {
 
 std::atomic<Pool*> current_pool{nullptr};
 
-// Null once the process exits.
+// Null when there is none and the process exits.
 Pool* pool() {
   Pool* found = current_pool.load(std::memory_order_acquire);
   if (found != nullptr || exiting.load(std::memory_order_acquire)) return found;
