@@ -1,0 +1,193 @@
+// The two output warpgroups: left and right half of O's columns. O = O * scale + P V, V being the latent part of the keys, read MN-major;
+// then the half's next load (each refills what it has used, without asking the other), and the request's rows to memory.
+#pragma once
+#include "loads.cuh"
+#include "trace.cuh"
+#include "wgmma.cuh"
+
+// four lanes have each a quarter (2 columns) of four 8-column groups: lane q gets all of group q
+__device__ __forceinline__ int4 gather_group(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    const uint32_t ab = __shfl_xor_sync(~0u, odd ? a : b, 1), cd = __shfl_xor_sync(~0u, odd ? c : d, 1);
+    if (odd) a = ab, c = cd;
+    else b = ab, d = cd;
+    const uint32_t ac = __shfl_xor_sync(~0u, high ? a : c, 2), bd = __shfl_xor_sync(~0u, high ? b : d, 2);
+    if (high) a = ac, b = bd;
+    else c = ac, d = bd;
+    return make_int4(a, b, c, d);
+}
+
+template <class T>
+struct Output {
+    float o[T::kOutPieces][T::kOutN / 2];
+    __device__ __forceinline__ float& at(int i) { return o[i / (T::kOutN / 2)][i % (T::kOutN / 2)]; }
+    static constexpr int kCount = T::kHalfBoxes * 32;
+
+    __device__ __forceinline__ void rescale(float scale0, float scale1) {
+#pragma unroll
+        for (int i = 0; i < kCount; i += 4) at(i) *= scale0, at(i + 1) *= scale0, at(i + 2) *= scale1, at(i + 3) *= scale1;
+    }
+    // columns of row e (0: row0, 1: row0 + 8) to a 16-bit row; latent: how many columns there are from `out` on
+    __device__ __forceinline__ void store(typename T::Element* out, int e, float inv, bool live, int columns) {
+        using E = typename T::Element;
+        const int q = threadIdx.x & 3;
+#pragma unroll
+        for (int g = 0; g < T::kHalfBoxes * 8; g += 4) {
+            uint32_t x[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) x[j] = ptx::pack(E{}, at((g + j) * 4 + e * 2) * inv, at((g + j) * 4 + e * 2 + 1) * inv);
+            const int4 v = gather_group(x[0], x[1], x[2], x[3]);
+            if (live && (g + q) * 8 < columns) *reinterpret_cast<int4*>(out + (g + q) * 8) = v;
+        }
+    }
+    // likewise to a float32 row: two lanes have each half of two quarters
+    __device__ __forceinline__ void store_partial(float* out, int e, float inv, bool live, int columns) {
+        const int q = threadIdx.x & 3;
+        const bool odd = q & 1;
+#pragma unroll
+        for (int g = 0; g < T::kHalfBoxes * 8; g += 2) {
+            const float a = at(g * 4 + e * 2) * inv, b = at(g * 4 + e * 2 + 1) * inv;
+            const float c = at(g * 4 + 4 + e * 2) * inv, d = at(g * 4 + 4 + e * 2 + 1) * inv;
+            const float x = __shfl_xor_sync(~0u, odd ? a : c, 1), y = __shfl_xor_sync(~0u, odd ? b : d, 1);
+            const float4 v = odd ? make_float4(x, y, c, d) : make_float4(a, b, x, y);
+            const int col = (g + odd) * 8 + (q / 2) * 4;
+            if (live && col < columns) *reinterpret_cast<float4*>(out + col) = v;
+        }
+    }
+};
+
+// a request without keys
+template <class T>
+__device__ __noinline__ void clear_rows(const Params& p, int r, int m_block, int half) {
+    const int rows = p.seqlen_q * p.heads, first = m_block * T::kM, t = threadIdx.x & 127;
+    const int columns = min(p.latent - half * T::kHalfBoxes * 64, T::kHalfBoxes * 64);
+    for (int row = first; row < min(rows, first + T::kM); ++row) {
+        typename T::Element* out = (typename T::Element*)p.out + ((int64_t)r * rows + row) * p.latent + half * T::kHalfBoxes * 64;
+        if (t * 8 < columns) *reinterpret_cast<int4*>(out + t * 8) = make_int4(0, 0, 0, 0);
+        if (half == 0 && t == 0) p.lse[((int64_t)r * p.heads + row % p.heads) * p.seqlen_q + row / p.heads] = -INFINITY;
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg, int m_block, int half, const Maps& maps) {
+    using namespace ptx;
+    using E = typename T::Element;
+    const Params& p = seg.p;
+    const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
+    const int row0 = warp * 16 + lane / 4;
+    const int rows = seg.rows();
+    uint32_t n = 0;   // ring entries so far
+    if (warp == 1 && lane == 0) {
+        walk_start<T>(sm.walk[half], seg, m_block);
+#pragma unroll 1
+        for (int i = 0; i < kAhead; ++i) walk_step<T>(sm.walk[half], sm.entries[half][i], seg, m_block);
+        cp_async_wait();
+    }
+    named_sync(2 + half, 128);
+    if (warp == 0) {   // fill the ring
+#pragma unroll 1
+        for (int i = 0; i < T::kLatentStages; ++i) {
+            const volatile Entry& e = sm.entries[half][i];
+            if (e.at != kEnd && elect_one()) {
+                load_latent<T>(sm, i, half, e, maps, p, m_block);
+                if (half == 1 && i < 2) load_rope<T>(sm, i, e, maps, p, m_block);
+            }
+            __syncwarp();
+        }
+    }
+    // done with entry n: refill what it held
+    auto advance = [&] {
+        sm.pipe.release(n, half);
+        if (warp == 0) {
+            const volatile Entry& e = sm.entries[half][(n + T::kLatentStages) & 7];
+            if (half == 1) {   // rope keys of block n + 2 over P(n), which both warpgroups must have used
+                const volatile Entry& f = sm.entries[1][(n + 2) & 7];
+                if (f.at != kEnd) {
+                    sm.pipe.wait_free(n, 0), sm.pipe.wait_free(n, 1);
+                    if (elect_one()) load_rope<T>(sm, n, f, maps, p, m_block);
+                }
+                __syncwarp();
+            }
+            if (e.at != kEnd) {
+                sm.pipe.wait_free(n, half);
+                if (elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, e, maps, p, m_block);
+            }
+            __syncwarp();
+        }
+        if (warp == 1) {
+            if (lane == 0) {
+                cp_async_wait();   // the last step's page number
+                walk_step<T>(sm.walk[half], sm.entries[half][(n + kAhead) & 7], seg, m_block);
+            }
+            __syncwarp();
+        }
+        ++n;
+    };
+#pragma unroll 1
+    for (int r = seg.part.r0; r <= seg.part.r1; ++r) {
+        int left = seg.end(r) - seg.begin(r);
+        if (left <= 0) {
+            clear_rows<T>(p, r, m_block, half);
+            continue;
+        }
+#pragma unroll 1
+        for (int e = seg.q_entries(m_block); e > 0; --e) {
+            sm.pipe.wait_p(n);
+            advance();
+        }
+        Output<T> out;
+        float inv0, inv1, lse0, lse1;
+        int accumulate = 0;
+#pragma unroll 1
+        for (; left > 0; --left) {
+            sm.pipe.wait_p(n);
+            TRACE_AT(p, 1 + half, n, 0);
+            const int slot = sm.pipe.slot(n), rope_slot = n & 1;
+            const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
+            if (accumulate && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
+            const uint64_t pd = desc_k_major(smem_addr(sm.rope[rope_slot][0]));
+            const uint64_t vd = desc_mn_major(smem_addr(sm.latent[slot][half * T::kHalfBoxes]), T::kBoxBytes);
+            TRACE_AT(p, 1 + half, n, 1);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < T::kN / 16; ++k) {
+#pragma unroll
+                for (int i = 0; i < T::kOutPieces; ++i) {
+                    const uint64_t b = vd + k * 128 + i * (T::kOutN / 64) * (T::kBoxBytes >> 4);
+                    if constexpr (T::kOutN == 128) wgmma_ss_t_n128(E{}, out.o[i], pd + k * 2, b, accumulate | k);
+                    else wgmma_ss_t_n64(E{}, out.o[i], pd + k * 2, b, accumulate | k);
+                }
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
+#pragma unroll
+            for (int i = 0; i < T::kOutPieces; ++i) pin(out.o[i]);
+            TRACE_AT(p, 1 + half, n, 2);
+            if (left == 1) inv0 = sm.inv_sum[row0], inv1 = sm.inv_sum[row0 + 8], lse0 = sm.lse[row0], lse1 = sm.lse[row0 + 8];
+            advance();
+            accumulate = 1;
+        }
+        // ---- this request's rows
+        const int slot = seg.slot(r);
+        const int columns = p.latent - half * T::kHalfBoxes * 64;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const int row = m_block * T::kM + row0 + e * 8;
+            const bool live = row < rows, lead = live && (lane & 3) == 0;
+            const float inv = e ? inv1 : inv0, lse = e ? lse1 : lse0;
+            if (slot < 0) {
+                if (lead && half == 0)
+                    p.lse[((int64_t)r * p.heads + row % p.heads) * p.seqlen_q + row / p.heads] = lse * 0.69314718056f;
+                out.store((E*)p.out + ((int64_t)r * rows + row) * p.latent + half * T::kHalfBoxes * 64, e, inv, live, columns);
+            } else {
+                if (lead) p.lse_split[((int64_t)half * p.slots + slot) * rows + row] = lse;
+                out.store_partial(p.out_split + ((int64_t)slot * rows + row) * p.latent + half * T::kHalfBoxes * 64, e, inv, live, columns);
+            }
+        }
+        if (slot >= 0) {   // tell those who have the request's other parts
+            __threadfence();
+            named_sync(2 + half, 128);
+            if (t == 0) add_release(p.arrived + (r * gridDim.x + m_block) * 2 + half, 1);
+        }
+    }
+}
