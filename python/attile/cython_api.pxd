@@ -1,0 +1,115 @@
+"""attile's C interface for Cython: `from attile.cython_api cimport ...`.
+
+The functions are those of attile/attile.h under the same names; they come through this module, so the user's extension is not linked
+against libattile. Compile with `attile.get_include()` on the include path.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+
+cdef extern from "attile/attile.h" nogil:
+    int ATTILE_ABI_VERSION
+    int ATTILE_MAX_RANK
+
+    ctypedef enum attile_status:
+        ATTILE_OK
+        ATTILE_VALUE_ERROR
+        ATTILE_TYPE_ERROR
+        ATTILE_NOT_IMPLEMENTED
+        ATTILE_OUT_OF_MEMORY
+        ATTILE_RUNTIME_ERROR
+
+    ctypedef enum attile_alignment:
+        ATTILE_TOP_LEFT
+        ATTILE_BOTTOM_RIGHT
+
+    ctypedef enum attile_precision:
+        ATTILE_PRECISION_HIGHEST
+        ATTILE_PRECISION_HIGH
+        ATTILE_PRECISION_DEFAULT
+
+    ctypedef enum attile_platform:
+        ATTILE_PLATFORM_AUTO
+        ATTILE_PLATFORM_CPU
+        ATTILE_PLATFORM_CUDA
+
+    ctypedef struct attile_dtype:
+        uint8_t code
+        uint8_t bits
+        uint16_t lanes
+
+    ctypedef struct attile_tensor:
+        void* data
+        attile_dtype dtype
+        int32_t device_type
+        int32_t device_id
+        int32_t rank
+        int64_t* shape
+        int64_t* strides
+
+    ctypedef struct attile_executor:
+        size_t struct_size
+        void* context
+        int32_t (*num_threads)(void* context)
+        void (*schedule)(void* context, void (*task)(void* data), void* data)
+
+    ctypedef struct attile_config:
+        int64_t block_q
+        int64_t block_k
+        int64_t num_splits
+        const char* kernel
+
+    ctypedef struct attile_flash_attention_params:
+        size_t struct_size
+        const attile_tensor* query
+        const attile_tensor* key
+        const attile_tensor* value
+        const attile_tensor* bias
+        const attile_tensor* cum_seqlens_q
+        const attile_tensor* cum_seqlens_k
+        const attile_tensor* softmax_aux
+        const attile_tensor* attention_mask
+        const attile_tensor* q_segment_ids
+        const attile_tensor* kv_segment_ids
+        const attile_tensor* q_scale
+        const attile_tensor* k_scale
+        const attile_tensor* v_scale
+        double softmax_scale
+        double logits_soft_cap
+        double dropout_prob
+        uint64_t dropout_seed
+        int64_t window_left
+        int64_t window_right
+        attile_dtype logits_dtype
+        int32_t has_softmax_scale
+        int32_t has_logits_soft_cap
+        int32_t has_dropout_seed
+        int32_t has_sliding_window
+        int32_t causal
+        int32_t causal_alignment
+        int32_t normalize_output
+        int32_t precision
+        int32_t return_lse
+        int32_t platform
+        attile_config config
+
+    ctypedef struct attile_merge_states_params:
+        size_t struct_size
+        const attile_tensor* out_a
+        const attile_tensor* lse_a
+        const attile_tensor* out_b
+        const attile_tensor* lse_b
+
+    ctypedef struct attile_op:
+        pass
+
+cdef attile_status flash_attention_create(const attile_flash_attention_params* params, attile_op** op) noexcept nogil
+cdef attile_status merge_states_create(const attile_merge_states_params* params, attile_op** op) noexcept nogil
+cdef int32_t op_num_outputs(const attile_op* op) noexcept nogil
+cdef attile_status op_output(const attile_op* op, int32_t index, attile_tensor* output) noexcept nogil
+cdef attile_status op_bind(attile_op* op, const attile_tensor** outputs, int32_t count) noexcept nogil
+cdef size_t op_workspace_bytes(const attile_op* op) noexcept nogil
+cdef attile_status op_run(attile_op* op, void* workspace, void* stream, const attile_executor* executor) noexcept nogil
+cdef void op_destroy(attile_op* op) noexcept nogil
+cdef const char* last_error() noexcept nogil
+cdef int32_t abi_version() noexcept nogil

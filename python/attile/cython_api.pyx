@@ -1,0 +1,54 @@
+# cython: language_level=3, freethreading_compatible=True
+"""attile's C interface for Cython: see cython_api.pxd."""
+
+cdef extern from "attile/attile.h" nogil:
+    attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op)
+    attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op)
+    int32_t attile_op_num_outputs(const attile_op* op)
+    attile_status attile_op_output(const attile_op* op, int32_t index, attile_tensor* output)
+    attile_status attile_op_bind(attile_op* op, const attile_tensor** outputs, int32_t count)
+    size_t attile_op_workspace_bytes(const attile_op* op)
+    attile_status attile_op_run(attile_op* op, void* workspace, void* stream, const attile_executor* executor)
+    void attile_op_destroy(attile_op* op)
+    const char* attile_last_error()
+    int32_t attile_abi_version()
+
+
+cdef attile_status flash_attention_create(const attile_flash_attention_params* params, attile_op** op) noexcept nogil:
+    return attile_flash_attention_create(params, op)
+
+
+cdef attile_status merge_states_create(const attile_merge_states_params* params, attile_op** op) noexcept nogil:
+    return attile_merge_states_create(params, op)
+
+
+cdef int32_t op_num_outputs(const attile_op* op) noexcept nogil:
+    return attile_op_num_outputs(op)
+
+
+cdef attile_status op_output(const attile_op* op, int32_t index, attile_tensor* output) noexcept nogil:
+    return attile_op_output(op, index, output)
+
+
+cdef attile_status op_bind(attile_op* op, const attile_tensor** outputs, int32_t count) noexcept nogil:
+    return attile_op_bind(op, outputs, count)
+
+
+cdef size_t op_workspace_bytes(const attile_op* op) noexcept nogil:
+    return attile_op_workspace_bytes(op)
+
+
+cdef attile_status op_run(attile_op* op, void* workspace, void* stream, const attile_executor* executor) noexcept nogil:
+    return attile_op_run(op, workspace, stream, executor)
+
+
+cdef void op_destroy(attile_op* op) noexcept nogil:
+    attile_op_destroy(op)
+
+
+cdef const char* last_error() noexcept nogil:
+    return attile_last_error()
+
+
+cdef int32_t abi_version() noexcept nogil:
+    return attile_abi_version()
