@@ -24,7 +24,7 @@ import reference
 
 ENOUGH_SAMPLES = 4096  # elements of plain output for a maximum
 MOST_ROUNDS = 6
-MOST_WORK = 2e8  # multiplications; a big call is judged by its longest pieces
+MOST_WORK = 4e7  # multiplications; a big call is judged by its longest pieces
 
 
 @dataclass
@@ -111,7 +111,7 @@ def unit_of_error(piece, dtype, accumulator, *, normalize_output, dropout_prob, 
         s = reference.scores(piece, work, **score)
         sinks = piece.sinks.astype(work)
         m, p, denominator = reference.softmax(s, sinks)
-        size = score["softmax_scale"] * (np.abs(piece.q.astype(work)) @ np.abs(piece.k.astype(work)).T)
+        size = abs(score["softmax_scale"]) * (np.abs(piece.q.astype(work)) @ np.abs(piece.k.astype(work)).T)
         if piece.bias is not None:
             size = size + np.abs(piece.bias.astype(work))
         if score["logits_soft_cap"] is not None:
@@ -164,7 +164,7 @@ def flip_size(piece, size, *, logits_dtype, **score):
 def plain_units(pieces, units, out, lse, dtype, accumulator, score):
     """r of out and of lse: the plain computation's largest error in units."""
     rng = np.random.default_rng(0)
-    by_length = sorted(range(len(pieces)), key=lambda i: -pieces[i].seen[0].size)
+    by_length = sorted(range(len(pieces)), key=lambda i: -pieces[i].q.shape[1] * pieces[i].k.shape[0])
     units_out = units_lse = 0.0
     samples = work = 0
     for _ in range(MOST_ROUNDS):
