@@ -427,7 +427,7 @@ def model_case(model, kind, seqlen_q, seqlen_k, dtype, batch=1):
 REAL = [
     model_case(model, kind, *lengths, dtype, batch)
     for model in MODELS
-    for kind, lengths, batch in (("prefill", (70, 70), 1), ("chunk", (17, 150), 1), ("decode", (1, 300), 2))
+    for kind, lengths, batch in (("prefill", (50, 50), 1), ("chunk", (17, 150), 1), ("decode", (1, 300), 2))
     for dtype in ("float32", "bfloat16")
 ]
 

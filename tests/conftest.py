@@ -1,0 +1,78 @@
+"""What tests share: the array libraries that are installed, the kernels that this machine runs, hypothesis profiles, markers.
+
+    pytest -m "not slow"                                   what CI runs
+    pytest --hypothesis-profile=deep tests/test_hypothesis.py   10,000 random problems
+    ATTILE_TEST_SEED=7 pytest ...                           other random problems
+"""
+
+import importlib.util
+import os
+
+import pytest
+
+try:
+    import hypothesis
+except ModuleNotFoundError:  # test_hypothesis.py is skipped then
+    hypothesis = None
+
+SEED = int(os.environ.get("ATTILE_TEST_SEED", "20261121"))
+LIBRARIES = [name for name in ("numpy", "torch", "jax") if importlib.util.find_spec(name)]
+
+if hypothesis:
+    common = {
+        "deadline": None,
+        "database": None,  # a seed gives the same problems everywhere
+        "print_blob": True,
+        "suppress_health_check": [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+    }
+    hypothesis.settings.register_profile("dev", max_examples=100, **common)
+    hypothesis.settings.register_profile("ci", max_examples=500, **common)
+    hypothesis.settings.register_profile("deep", max_examples=10_000, **common)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes or gigabytes; deselect with -m 'not slow'")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "aarch64: builds for aarch64 and runs under qemu-user")
+
+
+def pytest_report_header():
+    return f"attile: random problems from ATTILE_TEST_SEED={SEED}; array libraries: {', '.join(LIBRARIES)}"
+
+
+def kernel_rows():
+    """The rows of attile's kernel table: dicts with name, isa, device, available."""
+    import attile
+
+    return [row for row in attile.show_config()["kernels"] if row["device"] == "cpu"]
+
+
+def pytest_generate_tests(metafunc):
+    """`kernel` is every row of the table (this CPU may lack some: they say so), `runnable_kernel` those that this CPU runs."""
+    if "kernel" in metafunc.fixturenames:
+        metafunc.parametrize("kernel", [row["name"] for row in kernel_rows()])
+    if "runnable_kernel" in metafunc.fixturenames:
+        metafunc.parametrize("runnable_kernel", [row["name"] for row in kernel_rows() if row["available"]])
+
+
+@pytest.fixture(params=["numpy", "torch", "jax"])
+def library(request):
+    if request.param not in LIBRARIES:
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
+
+
+@pytest.fixture
+def seed():
+    return SEED
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads for this test."""
+    import attile
+
+    before = attile.get_num_threads()
+    yield attile.set_num_threads
+    attile.set_num_threads(before)
