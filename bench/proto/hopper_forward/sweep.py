@@ -41,7 +41,10 @@ def build(variant, folder):
     out = f"{folder}/{name}.so"
     if os.path.exists(out):
         return name, "cached"
-    r = subprocess.run(["nvcc", *FLAGS, *macros, "-o", out, HERE + "/instances.cu"], capture_output=True, text=True)
+    source = HERE
+    if macros and macros[0].startswith("SOURCE="):  # another version of the sources
+        source, macros = macros[0][7:], macros[1:]
+    r = subprocess.run(["nvcc", *FLAGS, *macros, "-o", out, source + "/instances.cu"], capture_output=True, text=True)
     text = r.stdout + r.stderr
     if r.returncode:
         return name, "FAILED " + text[-2000:]
@@ -62,10 +65,13 @@ def load_fa3(path):
     torch.ops.load_library(path)
     op = torch.ops._vllm_fa3_C.fwd
 
-    def run(q, k, v, causal, out=None):
-        none = (None,)
-        return op(q, k, v, *none * 3, out, *none * 5, *none * 2, *none * 6, *none * 3, q.shape[-1] ** -0.5, bool(causal),
-                  -1, -1, 0.0, True, None, 1, None, 0, None, 1, 0, None)[0]
+    def run(q, k, v, causal, out):  # this build takes packed sequences only
+        b, sq, sk = q.shape[0], q.shape[1], k.shape[1]
+        cu_q, cu_k = (torch.arange(b + 1, device="cuda", dtype=torch.int32) * n for n in (sq, sk))
+        flat = lambda x: x.view(-1, *x.shape[2:])  # noqa: E731
+        no = None
+        return lambda: op(flat(q), flat(k), flat(v), no, no, no, flat(out), cu_q, cu_k, no, no, no, sq, sk, *(no,) * 9,
+                          q.shape[-1] ** -0.5, bool(causal), -1, -1, 0.0, True, no, 1, no, 0, no, 1, 0, no)
     return run
 
 
@@ -89,13 +95,19 @@ def ceiling():
     a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
     for _ in range(3):
         a @ b
-    times = sorted(x.elapsed_time(y) for x, y in [test.once(lambda: a @ b) for _ in range(11)]
-                   if torch.cuda.synchronize() is None)
+    events = [test.once(lambda: a @ b) for _ in range(11)]
+    torch.cuda.synchronize()
+    times = sorted(x.elapsed_time(y) for x, y in events)
     return 2 * 8192 ** 3 / times[5] * 1e-9
 
 
 def time_rows(rows, kernels, fa3, rounds):
-    names = ["cudnn", "fa3"] + [k.name for k in kernels]
+    names = ["cudnn", "vfa3"] + [k.name for k in kernels]
+    if fa3:  # before cuDNN is first used: the other way round it crashes
+        for row in rows:
+            q, k, v, out, _ = row_inputs(row)
+            fa3(q, k, v, row[2], out)()
+            torch.cuda.synchronize()
     for row in rows:
         d, dv, causal, s = row
         q, k, v, out, lse = row_inputs(row)
@@ -107,8 +119,8 @@ def time_rows(rows, kernels, fa3, rounds):
                 return F.scaled_dot_product_attention(qt, kt, vt, is_causal=causal)
         calls = {"cudnn": cudnn}
         if fa3:
-            calls["fa3"] = lambda: fa3(q, k, v, causal, out)
-        calls |= {x.name: (lambda x=x: x(q, k, v, causal, out, lse)) for x in kernels if (x.head_dim, x.head_dim_v) == (d, dv)}
+            calls["vfa3"] = fa3(q, k, v, causal, out)
+        calls |= {x.name: (lambda x=x: x(q, k, v, causal, out, lse)) for x in kernels if (x.head_dim, x.head_dim_v) == (d, dv) and causal in x.modes}
         for name in list(calls):
             try:
                 calls[name](), calls[name]()
@@ -126,16 +138,16 @@ def time_rows(rows, kernels, fa3, rounds):
         for n, ev in events.items():
             ts = sorted(x.elapsed_time(y) for x, y in ev)
             rate[n] = flops / ts[len(ts) // 2] * 1e-9
-        best = max((rate[n] for n in ("cudnn", "fa3") if n in rate), default=1)
+        best = max((rate[n] for n in ("cudnn", "vfa3") if n in rate), default=1)
         print(f"  d{d}{'' if d == dv else f'/{dv}'} {'causal' if causal else 'full  '} {s:6d} | " +
-              " | ".join(f"{n} {rate[n]:.0f}" + (f" ({rate[n] / best:.3f})" if n not in ("cudnn", "fa3") else "")
+              " | ".join(f"{n} {rate[n]:.0f}" + (f" ({rate[n] / best:.3f})" if n not in ("cudnn", "vfa3") else "")
                          for n in names if n in rate), flush=True)
 
 
 def count_cycles(rows, args):
     """One ncu pass over one launch of each kernel of each row; the launches are in order, so names follow from the order."""
     metrics = "sm__cycles_elapsed.max,smsp__inst_executed.sum"
-    cmd = ["ncu", "--clock-control", "none", "--csv", "--metrics", metrics, "-k", "regex:forward_kernel|flash|device_kernel",
+    cmd = ["ncu", "--clock-control", "none", "--csv", "--metrics", metrics, "-k", "regex:forward_kernel|device_kernel",
            sys.executable, *sys.argv, "--launch-once"]
     r = subprocess.run(cmd, capture_output=True, text=True)
     order = re.findall(r"^ORDER (.*)$", r.stdout, re.M)
@@ -159,12 +171,12 @@ def launch_once(rows, kernels, fa3):
         q, k, v, out, lse = row_inputs(row)
         if fa3:
             try:
-                fa3(q, k, v, causal, out)
-                print("ORDER", row, "fa3", flush=True)
-            except Exception:
-                pass
+                fa3(q, k, v, causal, out)()
+                print("ORDER", row, "vfa3", flush=True)
+            except Exception as e:
+                print("vfa3 refused", row, str(e)[:200])
         for x in kernels:
-            if (x.head_dim, x.head_dim_v) == (d, dv):
+            if (x.head_dim, x.head_dim_v) == (d, dv) and causal in x.modes:
                 x(q, k, v, causal, out, lse)
                 print("ORDER", row, x.name, flush=True)
         torch.cuda.synchronize()
@@ -179,7 +191,7 @@ if __name__ == "__main__":
     a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--jobs", type=int, default=16)
     a.add_argument("--folder", default="/tmp/forward_variants")
-    for flag in ("check", "race", "launch-once"):
+    for flag in ("check", "quick-check", "race", "launch-once"):
         a.add_argument("--" + flag, action="store_true")
     a = a.parse_args()
     variants = read_variants(a.variants)
@@ -202,6 +214,8 @@ if __name__ == "__main__":
         try:
             if a.check:
                 test.check(x)
+            elif a.quick_check:
+                test.check(x, test.CASES[3:4], ("staircase",))
             if a.race:
                 test.race(x)
             good.append(x)

@@ -24,11 +24,13 @@ class Kernel:
         self.head_dim = self.lib.hopper_forward_head_dim()
         dv = getattr(self.lib, "hopper_forward_head_dim_v", None)
         self.head_dim_v = dv() if dv else self.head_dim
+        modes = getattr(self.lib, "hopper_forward_modes", None)
+        self.modes = [c for c in (False, True) if not modes or modes() >> int(c) & 1]
         self.counter = torch.zeros(1, dtype=torch.int32, device="cuda")
 
     def __call__(self, q, k, v, causal, out=None, lse=None, scale=None):
-        (b, sq, h, d), (sk, hk) = q.shape, k.shape[1:3]
-        out = torch.empty(b, sq, h, d, dtype=q.dtype, device=q.device) if out is None else out
+        (b, sq, h, d), (sk, hk), dv = q.shape, k.shape[1:3], v.shape[-1]
+        out = torch.empty(b, sq, h, dv, dtype=q.dtype, device=q.device) if out is None else out
         lse = torch.empty(b, h, sq, device=q.device) if lse is None else lse
         strides = (ctypes.c_int64 * 12)(*[x.stride(i) for x in (q, k, v, out) for i in (0, 1, 2)])
         p = ctypes.c_void_p
@@ -64,16 +66,17 @@ CASES = [  # batch, heads_q, heads_kv, seqlen_q, seqlen_k
 ]
 
 
-def inputs(case, d, kind):
+def inputs(case, d, kind, dv=None):
     b, h, hk, sq, sk = case
     g = torch.Generator("cuda").manual_seed(hash(case) % 1000)
     mk = lambda *s: torch.randn(*s, device="cuda", generator=g).bfloat16()  # noqa: E731
-    q, k, v = mk(b, sq, h, d), mk(b, sk, hk, d), mk(b, sk, hk, d)
+    dv = dv or d
+    q, k, v = mk(b, sq, h, d), mk(b, sk, hk, d), mk(b, sk, hk, dv)
     if kind == "strided":      # rows wider than the heads, and [B, H, S, D] memory
         wide = mk(b, sq, h + 2, d + 64)
         q = wide[:, :, 1:h + 1, :d]
         k = mk(b, hk, sk, d).transpose(1, 2)
-        v = mk(b, sk, hk, 2 * d)[..., d:]
+        v = mk(b, sk, hk, 2 * dv)[..., dv:]
     if kind == "staircase":    # the row maximum rises with the key index, and falls for the other half of the heads
         ramp = torch.arange(sk, device="cuda") / 128 * 0.5
         ramp = ramp[None, :, None] * torch.where(torch.arange(hk, device="cuda") % 2 == 0, 1.0, -1.0)[None, None]
@@ -84,17 +87,17 @@ def inputs(case, d, kind):
     return q, k, v
 
 
-def check(kernel):
+def check(kernel, cases=CASES, kinds=("plain", "strided", "staircase", "large")):
     worst = 0.0
-    for case in CASES:
-        for kind in ("plain", "strided", "staircase", "large"):
-            for causal in (False, True):
-                q, k, v = inputs(case, kernel.head_dim, kind)
+    for case in cases:
+        for kind in kinds:
+            for causal in kernel.modes:
+                q, k, v = inputs(case, kernel.head_dim, kind, kernel.head_dim_v)
                 b, h, hk, sq, sk = case
                 if kind == "strided":
-                    out = torch.full((b, h, sq, kernel.head_dim), float("nan"), device="cuda").bfloat16().transpose(1, 2)
+                    out = torch.full((b, h, sq, kernel.head_dim_v), float("nan"), device="cuda").bfloat16().transpose(1, 2)
                 else:
-                    out = torch.full((b, sq, h, kernel.head_dim), float("nan"), device="cuda").bfloat16()
+                    out = torch.full((b, sq, h, kernel.head_dim_v), float("nan"), device="cuda").bfloat16()
                 lse = torch.full((b, h, sq), float("nan"), device="cuda")
                 kernel(q, k, v, causal, out, lse)
                 torch.cuda.synchronize()
@@ -107,13 +110,13 @@ def check(kernel):
                     print(f"  {kernel.name} WRONG {case} {kind} causal={causal}: out {err:.2e} lse {lse_err:.2e}")
                 worst = max(worst, err)
     assert int(kernel.counter) == 0, "the counter did not return to zero"
-    print(f"  {kernel.name}: {len(CASES) * 8} checks, worst relative error {worst:.2e}", flush=True)
+    print(f"  {kernel.name}: {len(cases) * len(kinds) * len(kernel.modes)} checks, worst relative error {worst:.2e}", flush=True)
 
 
 def race(kernel, repeats=50):
     different = 0
-    for causal in (False, True):
-        q, k, v = inputs((2, 16, 4, 1999, 2100), kernel.head_dim, "staircase")
+    for causal in kernel.modes:
+        q, k, v = inputs((2, 16, 4, 1999, 2100), kernel.head_dim, "staircase", kernel.head_dim_v)
         want = kernel(q, k, v, causal)
         for _ in range(repeats):
             got = kernel(q, k, v, causal)

@@ -1,0 +1,380 @@
+// out = softmax(scale * Q K^T) V and its log-sum-exp, 16-bit floats in and out, float32 inside, grouped heads. Hopper.
+//
+// A block owns kTileM = 64 * kConsumers query rows of one head; warpgroup 0 loads (one thread, TMA), each other warpgroup owns 64
+// rows and walks the keys right to left in tiles of kTileN. Per tile and warpgroup: S = Q K^T (both from shared memory),
+// softmax in registers, O += P V (P from registers).
+// Three overlaps keep the tensor cores busy: S of the next tile is issued before P V of this one, so softmax runs under P V;
+// named barriers make the warpgroups issue in turn (ping-pong), so one's softmax also runs under the other's products; and the
+// first S of the next output tile is issued behind the last P V of this one, so the epilogue runs under it.
+// Cost: 2 (D + Dv) operations and one exp2 a (query, key) pair: per 128 x N tile 16 N cycles of tensor core at D = 128, 8 N of exp2.
+#pragma once
+
+#include "mask.cuh"
+#include "schedule.cuh"
+#include "softmax.cuh"
+#include "traits.hpp"
+#include "wgmma.cuh"
+
+#include <cstddef>
+#include <type_traits>
+
+struct Strides {
+  int64_t batch, row, head;  // in elements; the head dimension is contiguous
+};
+
+struct Params {
+  CUtensorMap q, k, v;
+  void* out;
+  float* lse;  // [batch][head][seqlen_q]
+  Strides out_strides;
+  int64_t lse_batch, lse_head;
+  int seqlen_q, seqlen_k, group;
+  float scale_log2;
+  uint32_t zero;  // 0; see SoftmaxState::find_max
+  TileOrder order;
+  unsigned* counter;  // 0; exactly count() draws return it to 0
+};
+
+template <class T>
+struct Addresses {  // of the parts of SharedStorage
+  uint32_t base;
+  __device__ uint32_t q() const { return base + offsetof(SharedStorage<T>, q); }
+  __device__ uint32_t k() const { return base + offsetof(SharedStorage<T>, k); }
+  __device__ uint32_t v() const { return base + offsetof(SharedStorage<T>, v); }
+  __device__ RingCursor<T::kQStages> q_ring() const {
+    return RingCursor<T::kQStages>(base + offsetof(SharedStorage<T>, q_bars));
+  }
+  __device__ RingCursor<T::kStages> k_ring() const { return RingCursor<T::kStages>(base + offsetof(SharedStorage<T>, k_bars)); }
+  __device__ RingCursor<T::kStages> v_ring() const { return RingCursor<T::kStages>(base + offsetof(SharedStorage<T>, v_bars)); }
+  __device__ RingCursor<2> work_ring() const { return RingCursor<2>(base + offsetof(SharedStorage<T>, work_bars)); }
+};
+
+template <class T>
+__device__ inline int band_high(int seqlen_q, int seqlen_k) {
+  return T::kCausal ? seqlen_k - seqlen_q : Band::kUnlimited;
+}
+
+// ---- producer --------------------------------------------------------------------------------------------------------------
+template <class T>
+__device__ inline Work describe(const Params& p, int index) {
+  const Tile t = p.order[index];
+  Work w{t.m, t.head, t.batch, 0, 0, p.seqlen_q, p.seqlen_k, 0};
+  int keys = p.seqlen_k;
+  if (T::kCausal) keys = min(keys, (t.m + 1) * T::kTileM + band_high<T>(p.seqlen_q, p.seqlen_k));
+  w.j_end = max(1, (keys + T::kTileN - 1) / T::kTileN);  // a tile whose rows see no key computes one that is masked throughout
+  return w;
+}
+
+template <class T>
+__device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
+  const Addresses<T> at{ptx::smem_address(&smem)};
+  auto q_ring = at.q_ring();
+  auto k_ring = at.k_ring(), v_ring = at.v_ring();
+  auto work_ring = at.work_ring();
+  const int count = p.order.count();
+  const int rank = T::kCluster == 1 ? 0 : ptx::cluster_rank();
+  int kv_head = 0;
+
+  // Rows j * kTileN.. of K or V; a block of a cluster loads its share of the column blocks for all.
+  auto load = [&](auto bytes, auto blocks, RingCursor<T::kStages>& ring, const CUtensorMap& map, uint32_t tiles, const Work& w,
+                  int j) {
+    constexpr int kBytes = decltype(bytes)::value, kBlocks = decltype(blocks)::value / T::kCluster;
+    const uint32_t bar = ring.acquire(kBytes);
+    const uint32_t to = tiles + ring.stage * kBytes + rank * (kBytes / T::kCluster);
+    if constexpr (T::kCluster == 1)
+      ptx::tma_load_5d(to, &map, bar, ptx::kEvictLast, 0, j * T::kTileN, 0, kv_head, w.batch);
+    else
+      ptx::tma_load_5d_multicast(to, &map, bar, ptx::kEvictLast, (1 << T::kCluster) - 1, 0, j * T::kTileN, rank * kBlocks,
+                                 kv_head, w.batch);
+    ring.advance();
+  };
+  auto load_k = [&](const Work& w, int j) {
+    load(std::integral_constant<int, T::kKBytes>{}, std::integral_constant<int, T::kBlocksQk>{}, k_ring, p.k, at.k(), w, j);
+  };
+  auto load_v = [&](const Work& w, int j) {
+    load(std::integral_constant<int, T::kVBytes>{}, std::integral_constant<int, T::kBlocksV>{}, v_ring, p.v, at.v(), w, j);
+  };
+  auto tell = [&](const Work& w) {
+    work_ring.wait_empty();
+    smem.work[work_ring.stage] = w;
+    ptx::mbarrier_arrive(work_ring.full());
+    work_ring.advance();
+  };
+
+  int index = blockIdx.x;
+  Work w = describe<T>(p, index);
+  tell(w);
+  for (;;) {
+    kv_head = w.head / p.group;
+    load_k(w, w.j_end - 1);
+    const uint32_t bar = q_ring.acquire(T::kQBytes);
+    ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes, &p.q, bar, ptx::kEvictFirst, 0, w.m * T::kTileM, 0, w.head, w.batch);
+    q_ring.advance();
+    for (int j = w.j_end - 1; j > w.j_begin; --j) {
+      load_k(w, j - 1);
+      load_v(w, j);
+    }
+    // The next tile is drawn as late as its loads allow: blocks that run ahead get more.
+    unsigned drawn = 0;
+    if constexpr (T::kTune.schedule == Schedule::kDynamic) drawn = atomicAdd(p.counter, 1u);
+    load_v(w, w.j_begin);
+    if constexpr (T::kTune.schedule == Schedule::kSingle) index = count;
+    if constexpr (T::kTune.schedule == Schedule::kStatic) index += gridDim.x;
+    if constexpr (T::kTune.schedule == Schedule::kDynamic) {
+      if (drawn == static_cast<unsigned>(count - 1)) atomicExch(p.counter, 0u);
+      index = static_cast<int>(drawn + gridDim.x);
+    }
+    if (index >= count) break;
+    w = describe<T>(p, index);
+    tell(w);
+  }
+  w.j_end = 0;
+  tell(w);
+}
+
+// ---- consumers -------------------------------------------------------------------------------------------------------------
+// The warpgroups take turns at issuing products.
+template <class T>
+struct Turn {
+  int me;
+  static constexpr int kFirstId = 1;  // 0 is __syncthreads
+  __device__ void begin() const {
+    if (T::kTune.ping_pong && me == T::kConsumers - 1) ptx::named_barrier_arrive(kFirstId, 256);
+  }
+  __device__ void wait() const {
+    if constexpr (T::kTune.ping_pong) ptx::named_barrier_sync(kFirstId + me, 256);
+  }
+  __device__ void pass() const {
+    if constexpr (T::kTune.ping_pong) ptx::named_barrier_arrive(kFirstId + (me + 1 == T::kConsumers ? 0 : me + 1), 256);
+  }
+};
+
+// Writes 64 x Dv floats as 16-bit ones: the four threads of a row transpose 4 x 4 words so that each stores 16 contiguous bytes.
+template <class Element, int kRegs>
+__device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (&factor)[2], Element* out, int64_t row_stride,
+                                          int rows_left) {
+  const int lane = threadIdx.x % 32, quad = lane % 4;
+  const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    Element* line = out + (row + 8 * r) * row_stride + quad * 8;
+#pragma unroll
+    for (int c = 0; c < kRegs / 16; ++c) {  // 32 columns
+      uint32_t w[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        w[i] = ptx::pack<Element>(o[16 * c + 4 * i + 2 * r] * factor[r], o[16 * c + 4 * i + 2 * r + 1] * factor[r]);
+#pragma unroll
+      for (int step = 1; step <= 2; step *= 2) {
+        const bool high = quad & step;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (i & step) continue;
+          uint32_t got = __shfl_xor_sync(~0u, high ? w[i] : w[i + step], step);
+          (high ? w[i] : w[i + step]) = got;
+        }
+      }
+      if (row + 8 * r < rows_left) *reinterpret_cast<uint4*>(line + 32 * c) = make_uint4(w[0], w[1], w[2], w[3]);
+    }
+  }
+}
+
+template <class T>
+__device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) {
+  using Element = typename T::Element;
+  constexpr int N = T::kTileN;
+  const Addresses<T> at{ptx::smem_address(&smem)};
+  auto q_ring = at.q_ring();
+  auto k_ring = at.k_ring(), v_ring = at.v_ring();
+  auto work_ring = at.work_ring();
+  const Turn<T> turn{me};
+  turn.begin();
+  const int lane = threadIdx.x % 32;
+  const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;  // and row + 8, of the warpgroup's 64
+  const uint32_t q_desc = ptx::descriptor_k_major(at.q() + me * 64 * 128);
+  const uint32_t k_desc = ptx::descriptor_k_major(at.k());
+  const uint32_t v_desc = ptx::descriptor_mn_major(at.v(), N * 128);
+
+  SoftmaxState state;
+  float alpha[2];
+  float o[T::Dv / 2];
+  uint32_t prob[N / 16][4];
+
+  auto take_work = [&] {
+    work_ring.wait_full();
+    const Work w = smem.work[work_ring.stage];
+    __syncwarp();
+    work_ring.release();
+    work_ring.advance();
+    return w;
+  };
+  auto first_row = [&](const Work& w) { return w.m * T::kTileM + me * 64; };
+  auto mask = [&](float (&s)[N / 2], const Work& w, int j) {
+    const Band band{w.seqlen_k, -Band::kUnlimited, band_high<T>(w.seqlen_q, w.seqlen_k)};
+    mask_scores<N, T::kCausal, false>(s, band, first_row(w) + row, j * N);
+  };
+  // Key tiles [0, full_end) are seen by every row of this warpgroup.
+  auto full_end = [&](const Work& w) {
+    int keys = w.seqlen_k;
+    if (T::kCausal) keys = min(keys, max(0, first_row(w) + 1 + band_high<T>(w.seqlen_q, w.seqlen_k)));
+    return keys / N;
+  };
+  auto issue_qk = [&](float (&s)[N / 2]) {
+    ptx::wgmma_fence();
+    matmul_qk<Element, T::D, T::kTileM, N>(s, q_desc + q_ring.stage * (T::kQBytes / 16), k_desc + k_ring.stage * (T::kKBytes / 16));
+    ptx::wgmma_commit();
+  };
+  auto issue_pv = [&] {
+    ptx::wgmma_fence();
+    matmul_pv<Element, N>(o, prob, v_desc + v_ring.stage * (T::kVBytes / 16));
+    ptx::wgmma_commit();
+  };
+  // After S of a key tile is complete.
+  auto release_k = [&] { k_ring.template release<T::kCluster>(), k_ring.advance(); };
+  auto release_v = [&] { v_ring.template release<T::kCluster>(), v_ring.advance(); };
+  auto pack = [&](const float (&s)[N / 2]) { pack_p<Element>(s, prob); };
+
+  // P of an output tile's first key tile; S has been issued.
+  auto first_softmax = [&](float (&s)[N / 2], const Work& w) {
+    ptx::wgmma_wait<0>();
+    ptx::pin(s);
+    const int j = w.j_end - 1;
+    release_k();
+    q_ring.release(j == w.j_begin);
+#pragma unroll
+    for (int i = 0; i < T::Dv / 2; ++i) o[i] = 0.f;
+    state.reset();
+    if (j >= full_end(w)) mask(s, w, j);
+    float offset[2];
+    state.template find_max<false, true>(s, p.scale_log2, alpha, offset, 0);
+    state.template exponentiate<0, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+    pack(s);
+    alpha[0] = alpha[1] = 1.f;
+  };
+
+  Work w = take_work();
+  {
+    float s[N / 2];
+    q_ring.wait_full();
+    k_ring.wait_full();
+    issue_qk(s);
+    first_softmax(s, w);
+  }
+  for (;;) {
+    int j = w.j_end - 1;
+
+    // S of tile j - 1 is issued, then P V of tile j; softmax of tile j - 1 runs under the latter.
+    auto step = [&](auto masked) {
+      float s[N / 2];
+      k_ring.wait_full();
+      turn.wait();
+      issue_qk(s);
+      if (T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
+      v_ring.wait_full();
+      issue_pv();
+      if (T::kTune.pass == 0) turn.pass();
+      ptx::wgmma_wait<1>();
+      ptx::pin(s);
+      if (T::kTune.pass == 1) turn.pass();
+      --j;
+      release_k();
+      q_ring.release(j == w.j_begin);
+      if constexpr (decltype(masked)::value) mask(s, w, j);
+      float offset[2];
+      state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
+      constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
+      state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+      if constexpr (T::kTune.wait_after > 0) {
+        ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset);
+        RingCursor<T::kStages> next_v = v_ring;
+        next_v.advance();
+        next_v.wait_full();
+      }
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      if (T::kTune.pass == 2) turn.pass();
+      release_v();
+      state.template exponentiate<kBefore, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+      pack(s);  // not earlier: ptxas serialises wgmmas if a register that feeds one is written while another runs
+      if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
+    };
+    const int masked_down_to = max(w.j_begin, full_end(w));
+    while (j > masked_down_to) step(std::true_type{});
+    while (j > w.j_begin) step(std::false_type{});
+
+    q_ring.advance();
+
+    // The last P V of this output tile, then S of the next one; the epilogue runs under the latter.
+    float factor[2], lse[2];
+    Element* const out = static_cast<Element*>(p.out) + w.batch * p.out_strides.batch + w.head * p.out_strides.head +
+                         int64_t(w.row0 + first_row(w)) * p.out_strides.row;
+    float* const lse_row = p.lse + w.batch * p.lse_batch + w.head * p.lse_head + w.row0 + first_row(w);
+    const int rows_left = w.seqlen_q - first_row(w);
+    auto finish = [&] {
+      state.finish(p.scale_log2, -INFINITY, factor, lse);
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (lane % 4 == 0 && row + 8 * r < rows_left) lse_row[row + 8 * r] = lse[r];
+    };
+    if (T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
+    const Work next = take_work();
+    if (next.j_end == 0) {
+      v_ring.wait_full();
+      issue_pv();
+      finish();
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      release_v();
+      store_out(o, factor, out, p.out_strides.row, rows_left);
+      return;
+    }
+    float s[N / 2];
+    v_ring.wait_full();
+    turn.wait();
+    issue_pv();
+    q_ring.wait_full();
+    k_ring.wait_full();
+    issue_qk(s);
+    turn.pass();
+    finish();
+    ptx::wgmma_wait<1>();
+    ptx::pin(o);
+    release_v();
+    store_out(o, factor, out, p.out_strides.row, rows_left);
+    w = next;
+    first_softmax(s, w);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1) forward_kernel(const __grid_constant__ Params p) {
+  extern __shared__ __align__(1024) uint8_t raw[];
+  auto& smem = *reinterpret_cast<SharedStorage<T>*>(raw);
+  if (threadIdx.x == 0) {
+    ptx::tma_prefetch_descriptor(&p.q);
+    ptx::tma_prefetch_descriptor(&p.k);
+    ptx::tma_prefetch_descriptor(&p.v);
+    const Addresses<T> at{ptx::smem_address(&smem)};
+    at.q_ring().init(4 * T::kConsumers);
+    at.k_ring().init(4 * T::kConsumers * T::kCluster);
+    at.v_ring().init(4 * T::kConsumers * T::kCluster);
+    at.work_ring().init(4 * T::kConsumers);
+    ptx::fence_barrier_init();
+  }
+  if constexpr (T::kCluster == 1) __syncthreads();
+  else ptx::cluster_sync();
+
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  if (warpgroup == 0) {
+    ptx::registers_lower<T::kProducerRegisters>();
+    if (threadIdx.x < 32 && ptx::elect_one()) produce<T>(p, smem);
+  } else {
+    ptx::registers_raise<T::kConsumerRegisters>();
+    consume<T>(p, smem, warpgroup - 1);
+  }
+  if constexpr (T::kCluster > 1) {  // no block leaves while another may still write to it or signal it
+    __syncwarp();
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+}

@@ -1,0 +1,66 @@
+// The tile table: every constant that a sweep chose, and the shared memory that follows from it.
+#pragma once
+
+#include "pipeline.cuh"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+enum class Schedule { kSingle, kStatic, kDynamic };
+
+struct Tuning {
+  int consumers;     // warpgroups of 64 query rows
+  int tile_n;        // keys a tile
+  int stages;        // K and V tiles in flight
+  int q_stages;      // Q tiles in flight
+  int cluster;       // blocks that share K and V by multicast (full attention, static schedule)
+  Schedule schedule;
+  bool ping_pong;    // the warpgroups issue products in turn
+  int pass;          // the turn is passed when the products are issued (0), when Q K^T is done (1), when P V is done (2)
+  bool lazy;         // rescale only if a maximum grew by more than 2^8
+  bool row_order;    // second row's maximum after the first row's (SoftmaxState::find_max)
+  // The wait for P V stands after so many eighths of the tile's exp2; 0: where ptxas likes (it hoists the wait as far as its
+  // basic block goes; so a wait for the next V tile, which has long come, ends the block).
+  int wait_after;
+  bool early_rescale;  // O is rescaled under the next Q K^T, not after P V
+  int poly;          // of every 8 exp2, so many are polynomials on the FMA units
+};
+
+// Element: __nv_bfloat16 or __half. D, Dv: multiples of 16 (32 for Dv); tiles are padded to 64 columns.
+template <class Element_, int D_, int Dv_, bool kCausal_, Tuning kTuning>
+struct Traits {
+  using Element = Element_;
+  static constexpr int D = D_, Dv = Dv_;
+  static constexpr int kBlocksQk = (D + 63) / 64, kBlocksV = (Dv + 63) / 64;  // columns in blocks of 64
+  static constexpr bool kCausal = kCausal_;
+  static constexpr Tuning kTune = kTuning;
+  static constexpr int kConsumers = kTune.consumers, kTileM = 64 * kConsumers, kTileN = kTune.tile_n;
+  static constexpr int kStages = kTune.stages, kQStages = kTune.q_stages, kCluster = kTune.cluster;
+  static_assert(kCluster == 1 || (!kCausal && kTune.schedule == Schedule::kStatic && kBlocksQk % kCluster == 0 &&
+                                  kBlocksV % kCluster == 0));
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 240;
+  static constexpr int kQBytes = kTileM * kBlocksQk * 128, kKBytes = kTileN * kBlocksQk * 128, kVBytes = kTileN * kBlocksV * 128;
+};
+
+// What the producer tells the consumers about an output tile.
+struct Work {
+  int m, head, batch;
+  int j_begin, j_end;      // key tiles, walked from the last to the first; at least one. No work: j_end = 0
+  int seqlen_q, seqlen_k;  // of this sequence
+  int row0;                // of its first query in a packed array
+};
+
+template <class T>
+struct alignas(1024) SharedStorage {
+  uint8_t q[T::kQStages][T::kQBytes];
+  uint8_t k[T::kStages][T::kKBytes];
+  uint8_t v[T::kStages][T::kVBytes];
+  alignas(16) Work work[2];
+  RingBarriers<T::kQStages> q_bars;
+  RingBarriers<T::kStages> k_bars, v_bars;
+  RingBarriers<2> work_bars;
+};
