@@ -1,0 +1,20 @@
+"""Exact attention, tile by tile, on the arrays of NumPy, torch, JAX and CuPy."""
+
+from attile._core import __version__
+from attile.config import show_config
+from attile.flash import FlashAttentionConfig, MaskInfo, flash_attention
+from attile.merge import merge_states
+from attile.threads import get_num_threads, set_num_threads
+from attile.tuning import explain
+
+__all__ = [
+    "FlashAttentionConfig",
+    "MaskInfo",
+    "__version__",
+    "explain",
+    "flash_attention",
+    "get_num_threads",
+    "merge_states",
+    "set_num_threads",
+    "show_config",
+]

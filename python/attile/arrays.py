@@ -1,0 +1,252 @@
+"""What is special to each array library: one class a library.
+
+The binding asks `recognise` once for each array type and keeps the answer. It reads the arrays itself, without copies, by
+one of three routes: "numpy" (the C struct of an ndarray), "exchange" (the C table ``__dlpack_c_exchange_api__`` of the type),
+"protocol" (``__dlpack__``). To add a library, add a class here and to `LIBRARIES`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Array(Protocol):
+    """Any object that exports its memory by DLPack."""
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        """Export as a capsule."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Device type and id."""
+
+
+class ArrayLibrary:
+    """An array library; the base class knows DLPack only.
+
+    Attributes
+    ----------
+    name : str
+        In messages; arrays of one call have the same.
+    mutable : bool
+        Whether `out=` may be one of its arrays.
+    flags, flag_methods : tuple of str
+        Attributes, and methods without arguments: when one is true, `check` sees the array before it is read.
+    """
+
+    name = ""
+    mutable = True
+    flags: tuple[str, ...] = ()
+    flag_methods: tuple[str, ...] = ()
+
+    def route(self, cls: type) -> str | None:
+        """How arrays of this type are read; None when the type is not this library's, "refused" when `check` always raises."""
+        raise NotImplementedError
+
+    def check(self, array: Any, function: str, argument: str, in_place: bool) -> Any:
+        """Raise the reason why an array cannot be taken, or return what is to be read in its place.
+
+        Called when a flag is true, when the route is "refused", or when the library failed to export the array.
+        """
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Allocate an array on the device of `like`; None when the library has to adopt a buffer."""
+        return None
+
+    def adopt(self, buffer: Any, like: Any) -> Any:
+        """Turn a filled buffer, a DLPack producer of ours, into an array on the device of `like`, without a copy."""
+        raise NotImplementedError
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+class NumPy(ArrayLibrary):
+    """numpy.ndarray; bfloat16 by ml_dtypes. Subclasses give plain arrays."""
+
+    name = "numpy"
+
+    def route(self, cls):
+        if issubclass(cls, np.ma.MaskedArray):
+            return "refused"
+        return "numpy" if issubclass(cls, np.ndarray) else None
+
+    def check(self, array, function, argument, in_place):
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(
+                f"{function}: {argument} must not be a masked array, whose mask would be ignored: expected "
+                "numpy.ndarray (see attention_mask), got numpy.ma.MaskedArray"
+            )
+        return array
+
+
+class Torch(ArrayLibrary):
+    """torch.Tensor. The exchange table sees neither autograd, nor lazy negation, nor what a subclass means by its data."""
+
+    name = "torch"
+    flags = ("requires_grad",)
+    flag_methods = ("is_neg",)
+
+    def route(self, cls):
+        torch = sys.modules.get("torch")
+        if torch is None or not issubclass(cls, torch.Tensor):
+            return None
+        plain = (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None))
+        return "exchange" if cls in plain else "protocol"
+
+    def check(self, array, function, argument, in_place):
+        torch = sys.modules["torch"]
+        where = f"{function}: {argument}"
+        functorch = getattr(torch._C, "_functorch", None)
+        if functorch is not None and functorch.is_functorch_wrapped_tensor(array):
+            raise NotImplementedError(
+                f"{where} must not be inside a function transform: expected a plain torch.Tensor, got one of "
+                "torch.func (vmap, grad, jvp), for which no operator is registered"
+            )
+        if array.requires_grad and torch.is_grad_enabled():
+            if in_place:
+                raise ValueError(f"{where} must not require grad when out is given: expected requires_grad False, got True")
+            raise NotImplementedError(
+                f"{where} must not require grad: expected requires_grad False, or a call under torch.no_grad(), got True "
+                "(no backward is registered with torch)"
+            )
+        if array.layout is not torch.strided or array.is_nested or array.is_quantized:
+            got = "nested" if array.is_nested else "quantized" if array.is_quantized else str(array.layout)
+            raise TypeError(f"{where} must be a dense tensor: expected layout torch.strided, got {got}")
+        if array.is_neg() or array.is_conj():
+            raise ValueError(
+                f"{where} must not be a lazily negated or conjugated view: expected its values in memory "
+                "(resolve_neg(), resolve_conj()), got the bit set"
+            )
+        if array.device.type == "meta":
+            raise NotImplementedError(f"{where} must hold data: expected a tensor on cpu or cuda, got device meta")
+        return array.detach()
+
+    def empty(self, shape, dtype, like):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+
+
+class JAX(ArrayLibrary):
+    """Concrete jax.Array on the CPU. Its arrays are immutable, so a result is computed into memory that JAX adopts."""
+
+    name = "jax"
+    mutable = False
+
+    def route(self, cls):
+        jax = sys.modules.get("jax")
+        if jax is None or not issubclass(cls, (jax.Array, jax.core.Tracer)):
+            return None
+        return "protocol" if hasattr(cls, "__dlpack__") and not issubclass(cls, jax.core.Tracer) else "refused"
+
+    def check(self, array, function, argument, in_place):
+        jax = sys.modules["jax"]
+        where = f"{function}: {argument}"
+        if isinstance(array, jax.core.Tracer):
+            raise NotImplementedError(
+                f"{where} must not be traced: expected a concrete jax.Array, got {type(array).__name__} (jit, grad and "
+                "vmap need a kernel registered with XLA, which this build of attile has not)"
+            )
+        if not jax.dtypes.issubdtype(array.dtype, np.generic):
+            raise TypeError(f"{where} has an unsupported dtype: expected a numeric dtype, got {array.dtype}")
+        if array.is_deleted():
+            raise ValueError(f"{where} must hold data: expected a live jax.Array, got one that was deleted or donated")
+        if len(array.devices()) > 1:
+            raise ValueError(f"{where} must be on one device: expected 1, got an array sharded over {len(array.devices())}")
+        return array
+
+    def adopt(self, buffer, like):
+        import jax
+
+        array = jax.dlpack.from_dlpack(buffer)
+        return array if array.devices() == like.devices() else jax.device_put(array, like.sharding)
+
+
+class CuPy(ArrayLibrary):
+    """cupy.ndarray, on CUDA."""
+
+    name = "cupy"
+
+    def route(self, cls):
+        cupy = sys.modules.get("cupy")
+        return "protocol" if cupy is not None and issubclass(cls, cupy.ndarray) else None
+
+    def empty(self, shape, dtype, like):
+        return sys.modules["cupy"].empty(shape, _numpy_dtype(dtype))
+
+
+class Producer(ArrayLibrary):
+    """Any other type with ``__dlpack__``; the library is named by the top package of the type."""
+
+    def __init__(self, cls: type) -> None:
+        self.name = cls.__module__.partition(".")[0]
+
+    def route(self, cls):
+        return "exchange" if "__dlpack_c_exchange_api__" in vars(cls) else "protocol"
+
+    def _from_dlpack(self, like):
+        namespace = getattr(like, "__array_namespace__", lambda: sys.modules.get(self.name))()
+        return getattr(namespace, "from_dlpack", None)
+
+    def empty(self, shape, dtype, like):
+        return None if self._from_dlpack(like) else np.empty(shape, _numpy_dtype(dtype))
+
+    def adopt(self, buffer, like):
+        return self._from_dlpack(like)(buffer)
+
+
+LIBRARIES: list[ArrayLibrary] = [NumPy(), Torch(), JAX(), CuPy()]
+
+
+def recognise(cls: type) -> tuple[ArrayLibrary, str] | None:
+    """Library of an array type, and the route by which its arrays are read.
+
+    Parameters
+    ----------
+    cls : type
+        The type of an argument.
+
+    Returns
+    -------
+    tuple of ArrayLibrary and str, or None
+        None when the type is no array type.
+    """
+    for library in LIBRARIES:
+        route = library.route(cls)
+        if route is not None:
+            return library, route
+    if not hasattr(cls, "__dlpack__"):
+        return None
+    producer = Producer(cls)
+    return producer, producer.route(cls)
+
+
+def frameworks() -> list[dict[str, str]]:
+    """Array libraries that are imported, with version and route.
+
+    Returns
+    -------
+    list of dict
+        name, version, route; the libraries are not imported by this.
+    """
+    types = {"numpy": "ndarray", "torch": "Tensor", "jax": "Array", "cupy": "ndarray"}
+    routes = {"numpy": "NumPy's C struct", "exchange": "DLPack C exchange API", "protocol": "__dlpack__"}
+    found = []
+    for library in LIBRARIES:
+        module = sys.modules.get(library.name)
+        cls = getattr(module, types[library.name], None)
+        if cls is None:
+            continue
+        route = library.route(cls)
+        if route == "exchange" and not hasattr(cls, "__dlpack_c_exchange_api__"):
+            route = "protocol"
+        found.append({"name": library.name, "version": module.__version__, "route": routes.get(route, "__dlpack__")})
+    return found

@@ -1,0 +1,222 @@
+// Arrays of a call (see arrays.hpp).
+#include "bindings/arrays.hpp"
+
+#include <atomic>
+
+#include "bindings/bindings.hpp"
+#include "bindings/numpy.hpp"
+
+namespace attile::python {
+namespace {
+
+// type -> capsule of ArrayType. Entries stay for good, so a pointer taken from one does too.
+PyObject* known_types = nullptr;
+std::atomic<const ArrayType*> numpy_array_type{nullptr};
+
+std::vector<py::object> strings(const py::handle& names) {
+  std::vector<py::object> list;
+  for (const py::handle name : names) list.push_back(py::reinterpret_borrow<py::object>(name));
+  return list;
+}
+
+// Asks arrays.py about a type that was not seen before; null when it is no array type.
+const ArrayType* recognise(PyObject* object) {
+  const py::handle type(reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  const py::object answer = py::module_::import("attile.arrays").attr("recognise")(type);
+  if (answer.is_none()) return nullptr;
+  const py::object library = answer[py::int_(0)];
+  const std::string route = answer[py::int_(1)].cast<std::string>();
+  auto found = std::make_unique<ArrayType>();
+  found->library = {library.attr("name").cast<std::string>(),
+                    library.attr("mutable").cast<bool>(),
+                    library.attr("check"),
+                    library.attr("empty"),
+                    library.attr("adopt"),
+                    strings(library.attr("flags")),
+                    strings(library.attr("flag_methods"))};
+  found->api = route == "exchange" ? dlpack::exchange_api(Py_TYPE(object)) : nullptr;
+  found->route = route == "numpy" ? Route::numpy : route == "refused" ? Route::refused : found->api ? Route::exchange : Route::protocol;
+  const py::capsule capsule(found.release());
+  if (PyDict_SetItem(known_types, type.ptr(), capsule.ptr()) != 0) throw py::error_already_set();
+  const ArrayType* kept = capsule.get_pointer<ArrayType>();
+  if (numpy::is_exact_array(object)) numpy_array_type.store(kept, std::memory_order_release);
+  return kept;
+}
+
+const ArrayType* array_type(PyObject* object) {
+  if (numpy::is_exact_array(object))
+    if (const ArrayType* type = numpy_array_type.load(std::memory_order_acquire)) return type;
+  PyObject* capsule = PyDict_GetItemWithError(known_types, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  if (capsule) return static_cast<const ArrayType*>(PyCapsule_GetPointer(capsule, nullptr));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return recognise(object);
+}
+
+// Whether one of the library's flags is raised: the array needs its library's own check.
+bool flagged(PyObject* object, const Library& library) {
+  auto raised = [](PyObject* value) {
+    if (!value) throw py::error_already_set();
+    const bool is_true = value == Py_True || (value != Py_False && PyObject_IsTrue(value) != 0);
+    Py_DECREF(value);
+    return is_true;
+  };
+  for (const py::object& name : library.flags)
+    if (raised(PyObject_GetAttr(object, name.ptr()))) return true;
+  for (const py::object& name : library.flag_methods)
+    if (raised(PyObject_CallMethodNoArgs(object, name.ptr()))) return true;
+  return false;
+}
+
+// What the library reads instead of the array, or its error.
+py::object checked(PyObject* object, const Library& library, const char* function, const char* argument, bool in_place) {
+  return library.check(py::handle(object), function, argument, in_place);
+}
+
+// The export failed: the library may know why, else its own words are the reason.
+[[noreturn]] void refuse_export(PyObject* object, const Library& library, const char* function, const char* argument, bool in_place) {
+  py::error_already_set cause;
+  checked(object, library, function, argument, in_place);
+  cause.restore();
+  raise_from_pending(PyExc_ValueError, std::string(function) + ": " + argument +
+                                           " cannot be taken without a copy: expected an array that its library exports by DLPack, got " +
+                                           type_name(object));
+}
+
+void read(Borrowed& b, PyObject* object, const char* function, const char* argument, bool in_place) {
+  const Library& library = b.type->library;
+  switch (b.type->route) {
+    case Route::numpy:
+      b.tensor = numpy::tensor_of(object, function, argument);
+      b.read_only = !numpy::writeable(object);
+      return;
+    case Route::exchange: {
+      dlpack::Tensor tensor;
+      if (b.type->api->tensor_from_object) {
+        if (b.type->api->tensor_from_object(object, &tensor) != 0) refuse_export(object, library, function, argument, in_place);
+        b.tensor = tensor_of(tensor, function, argument);
+        return;
+      }
+      dlpack::ManagedVersioned* managed = nullptr;
+      if (b.type->api->managed_from_object(object, &managed) != 0) refuse_export(object, library, function, argument, in_place);
+      b.exported = Exported(managed);
+      break;
+    }
+    case Route::protocol:
+      try {
+        b.exported = export_by_protocol(object);
+      } catch (py::error_already_set& error) {
+        error.restore();
+        refuse_export(object, library, function, argument, in_place);
+      }
+      break;
+    case Route::refused:
+      raise(PyExc_TypeError, std::string(function) + ": " + argument + " is of a type that attile does not take: expected a plain array, got " +
+                                 type_name(object));
+  }
+  b.tensor = tensor_of(b.exported.tensor(), function, argument);
+  b.read_only = b.exported.read_only();
+}
+
+}  // namespace
+
+Borrowed& Call::borrow(PyObject* object, const char* argument, bool index) {
+  const ArrayType* type = array_type(object);
+  if (!type)
+    raise(PyExc_TypeError, std::string(function_) + ": " + argument +
+                               " must be an array: expected an array of NumPy, torch, JAX, CuPy or another library with __dlpack__, got " +
+                               type_name(object));
+  if (count_ > 0) {
+    const Library& expected = arrays_[0].type->library;
+    if (type != arrays_[0].type && type->library.name != expected.name && !(index && type->library.name == "numpy"))
+      raise(PyExc_ValueError, std::string(function_) + ": " + argument + " must be of the library of the first argument: expected " + expected.name +
+                                  (index ? " or numpy" : "") + ", got " + type->library.name);
+  }
+  Borrowed& b = arrays_[count_++];
+  b.type = type;
+  b.object = object;
+  if (type->route == Route::refused || flagged(object, type->library)) {
+    b.owner = checked(object, type->library, function_, argument, in_place_);
+    object = b.owner.ptr();
+  }
+  read(b, object, function_, argument, in_place_);
+  return b;
+}
+
+const attile_tensor* Call::array(PyObject* object, const char* argument) {
+  return object == Py_None ? nullptr : &borrow(object, argument, false).tensor;
+}
+
+const attile_tensor* Call::index_array(PyObject* object, const char* argument) {
+  return object == Py_None ? nullptr : &borrow(object, argument, true).tensor;
+}
+
+const attile_tensor* Call::required(PyObject* object, const char* argument) { return &borrow(object, argument, false).tensor; }
+
+const attile_tensor* Call::output(PyObject* object, const char* argument) {
+  if (object == Py_None) return nullptr;
+  const Borrowed& b = borrow(object, argument, false);
+  if (!b.type->library.is_mutable)
+    raise(PyExc_ValueError, std::string(function_) + ": " + argument + " cannot be written: expected None, for arrays of " + b.type->library.name +
+                                " are immutable, got " + type_name(object));
+  if (b.read_only)
+    raise(PyExc_ValueError, std::string(function_) + ": " + argument + " must be writable: expected a writable array, got one that is read-only");
+  return &b.tensor;
+}
+
+// ---- results ---------------------------------------------------------------------------------------------------------------
+namespace {
+
+const char* dtype_name(attile_dtype t) {
+  if (t.code == 4) return "bfloat16";
+  return t.bits == 64 ? "float64" : t.bits == 32 ? "float32" : "float16";
+}
+
+// By the exchange table: allocated and wrapped by the library, without a Python call.
+py::object allocate(const dlpack::ExchangeApi& api, attile_tensor& spec) {
+  dlpack::Tensor prototype{nullptr, {spec.device_type, spec.device_id}, spec.rank, {spec.dtype.code, spec.dtype.bits, spec.dtype.lanes},
+                           spec.shape, nullptr, 0};
+  dlpack::ManagedVersioned* managed = nullptr;
+  auto set_error = [](void*, const char*, const char* message) { PyErr_SetString(PyExc_MemoryError, message); };
+  if (api.allocate(&prototype, &managed, nullptr, set_error) != 0) throw py::error_already_set();
+  const dlpack::Tensor& tensor = managed->tensor;
+  spec.data = tensor.data ? static_cast<char*>(tensor.data) + tensor.byte_offset : nullptr;
+  void* object = nullptr;
+  if (api.managed_to_object(managed, &object) != 0) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+}
+
+}  // namespace
+
+Result::Result(attile_tensor& spec, const Borrowed& like, const char* function) {
+  const ArrayType& type = *like.type;
+  if (type.route == Route::numpy) {
+    object_ = numpy::empty(spec, like.object);
+    return;
+  }
+  if (type.route == Route::exchange) {
+    object_ = allocate(*type.api, spec);
+    return;
+  }
+  py::tuple shape(static_cast<size_t>(spec.rank));
+  for (int32_t d = 0; d < spec.rank; ++d) shape[static_cast<size_t>(d)] = spec.shape[d];
+  like_ = py::reinterpret_borrow<py::object>(like.object);
+  object_ = type.library.empty(shape, dtype_name(spec.dtype), like_);
+  if (object_.is_none()) {
+    object_ = make_buffer(spec);
+    adopt_ = type.library.adopt;
+    return;
+  }
+  Call call(function, true);
+  spec.data = call.output(object_.ptr(), "result")->data;
+}
+
+py::object Result::finish() { return adopt_ ? py::object(adopt_(object_, like_)) : std::move(object_); }
+
+void register_arrays(py::module_& m) {
+  numpy::initialise();
+  known_types = PyDict_New();
+  if (!known_types) throw py::error_already_set();
+  register_buffer(m);
+}
+
+}  // namespace attile::python

@@ -1,0 +1,79 @@
+// Arrays of a call: which library they belong to, their view without a copy, and results from that library's own allocator.
+//
+// What is special to a library is a class in python/attile/arrays.py. It is asked once for each array type; the answer is kept
+// here, so that a call costs one dictionary look-up an array (none for numpy.ndarray). The view is read by one of three routes:
+// NumPy's C struct (about 40 ns), the C exchange table of the type (75 ns), or __dlpack__ (2.5 us).
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "bindings/dlpack.hpp"
+
+namespace attile::python {
+
+// A class of arrays.py, read once.
+struct Library {
+  std::string name;
+  bool is_mutable = true;
+  py::object check, empty, adopt;                // its methods
+  std::vector<py::object> flags, flag_methods;   // attributes and methods that are true when check() must look at an array
+};
+
+enum class Route : uint8_t { numpy, exchange, protocol, refused };
+
+struct ArrayType {
+  Library library;
+  Route route;
+  const dlpack::ExchangeApi* api;  // exchange
+};
+
+// An array that is read or written in place; valid while it lives.
+struct Borrowed {
+  attile_tensor tensor;
+  const ArrayType* type = nullptr;
+  PyObject* object = nullptr;  // as it was given
+  py::object owner;            // what keeps the memory alive, where that is not the caller
+  Exported exported;
+  bool read_only = false;
+};
+
+// The arrays of one call of one public function.
+class Call {
+ public:
+  Call(const char* function, bool in_place) : function_(function), in_place_(in_place) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // The view of an argument; null for None. All but index arrays of NumPy must be of the library of the first.
+  const attile_tensor* array(PyObject* object, const char* argument);
+  const attile_tensor* index_array(PyObject* object, const char* argument);
+  const attile_tensor* required(PyObject* object, const char* argument);
+  // An array that will be written; null for None.
+  const attile_tensor* output(PyObject* object, const char* argument);
+
+  const char* function() const { return function_; }
+  const Borrowed& first() const { return arrays_[0]; }
+
+ private:
+  Borrowed& borrow(PyObject* object, const char* argument, bool index);
+
+  static constexpr size_t kMaxArrays = 16;
+  const char* function_;
+  bool in_place_;
+  size_t count_ = 0;
+  std::array<Borrowed, kMaxArrays> arrays_;
+};
+
+// A new array of the library of `like`: its memory is in spec.data at once, the object is ready after finish().
+class Result {
+ public:
+  Result(attile_tensor& spec, const Borrowed& like, const char* function);
+  py::object finish();
+
+ private:
+  py::object object_, adopt_, like_;  // adopt_: object_ is a Buffer that this method turns into an array
+};
+
+}  // namespace attile::python

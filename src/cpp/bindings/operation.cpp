@@ -1,0 +1,45 @@
+// Running an operation (see operation.hpp).
+#include "bindings/operation.hpp"
+
+#include <optional>
+
+namespace attile::python {
+namespace {
+
+constexpr int32_t kMaxOutputs = 2;
+
+attile_status run_without_gil(attile_op* op) {
+  PyThreadState* state = PyEval_SaveThread();
+  const attile_status status = attile_op_run(op, nullptr, nullptr, nullptr);
+  PyEval_RestoreThread(state);
+  return status;
+}
+
+}  // namespace
+
+PyObject* run(Operation op, const Call& call, PyObject* out, const attile_tensor* out_tensor) {
+  const int32_t count = attile_op_num_outputs(op.get());
+  attile_tensor specs[kMaxOutputs];
+  const attile_tensor* tensors[kMaxOutputs];
+  std::optional<Result> results[kMaxOutputs];
+  for (int32_t i = 0; i < count; ++i) {
+    const bool given = i == 0 && out_tensor;
+    tensors[i] = given ? out_tensor : &specs[i];
+    if (given) continue;
+    check(attile_op_output(op.get(), i, &specs[i]));
+    results[i].emplace(specs[i], call.first(), call.function());
+  }
+  check(attile_op_bind(op.get(), tensors, count));
+  check(run_without_gil(op.get()));
+
+  auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(out); };
+  if (count == 1) return result(0).release().ptr();
+  return py::make_tuple(result(0), result(1)).release().ptr();
+}
+
+PyObject* explain(Operation op, const attile_tensor* out_tensor) {
+  if (out_tensor && attile_op_num_outputs(op.get()) == 1) check(attile_op_bind(op.get(), &out_tensor, 1));
+  return py::str(attile_op_explain(op.get())).release().ptr();
+}
+
+}  // namespace attile::python
