@@ -46,6 +46,8 @@ inline DType dtype_of(attile_dtype t) {
 inline std::string name_of(attile_dtype t) {
   const DType id = dtype_of(t);
   if (id != DType::none) return info(id).name;
+  const char* kind = t.code == 0 ? "int" : t.code == 1 ? "uint" : t.code == 2 ? "float" : t.code == 5 ? "complex" : nullptr;
+  if (kind && t.lanes == 1) return kind + std::to_string(t.bits);
   return "DLPack type (code " + std::to_string(t.code) + ", bits " + std::to_string(t.bits) + ", lanes " +
          std::to_string(t.lanes) + ")";
 }
