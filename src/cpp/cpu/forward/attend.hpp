@@ -1,0 +1,164 @@
+// Forward attention of one unit: flash attention with lanes as query rows.
+//
+//   for tiles of block_k keys:  copy K, V to scratch
+//     for panels of rows:  S^T = K Q^T;  adjust;  P^T = softmax;  O^T = alpha O^T + V^T P^T
+//
+// A panel meets only the keys of the tile between the first and the last that one of its rows sees, so a causal diagonal wastes
+// less than a panel by kBlockStep keys. Cost: 4 rows keys (head_dim + head_dim_v) / 2 operations in the products, about 15
+// instructions a vector of scores in the softmax; at block_q 256, block_k 96, head_dim 128 the scratch is 0.4 MB, in L2.
+#pragma once
+
+#include "cpu/forward/pack.hpp"
+#include "cpu/forward/product.hpp"
+#include "cpu/forward/scores.hpp"
+#include "cpu/forward/softmax.hpp"
+
+namespace attile::ATTILE_ISA {
+
+template <class T, int N>
+inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64_t tile_end) {
+  const QueryRow* rows = u.rows + panel * kPanel<T>;
+  const PanelKeys keys = panel_keys(rows, N * kLanes<T>);
+  const int64_t begin = keys.begin > tile_begin ? keys.begin : tile_begin, end = keys.end < tile_end ? keys.end : tile_end;
+  if (begin >= end) return;
+  const bool full = keys.every_begin <= begin && keys.every_end >= end;
+
+  const int64_t first = begin - tile_begin, count = end - begin;
+  T* s = static_cast<T*>(u.scratch.scores);
+  const T* q = static_cast<const T*>(u.scratch.q) + panel * kPanel<T> * u.head_dim;
+  const T* k = static_cast<const T*>(u.scratch.k) + first * kChunk;
+  scores_product<T, N>(k, u.k_rows * kChunk, round_up(count, kBlockStep), q, u.head_dim, s);
+  adjust_scores<T, N>(u, rows, begin, count, first, full, s);
+
+  const PanelState<T> state = panel_state<T>(u, u.state, panel);
+  const T c = scores_are_natural(u) ? kLog2E<T> : static_cast<T>(u.softmax_scale * kLog2E<double>);
+  Vec<T> alpha[N];
+  softmax<T, N>(s, count, c, state.max, state.sum, alpha);
+  if (u.dropout) apply_dropout<T, N>(u, rows, begin, count, s);
+
+  const T* v = static_cast<const T*>(u.scratch.v) + first * u.v_row;
+  values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, count, alpha, state.out);
+}
+
+template <class T>
+inline void pack_tile(const Unit& u, int64_t begin, int64_t end) {
+  const int64_t keys = end - begin;
+  // A panel may begin at any key of the tile and computes a multiple of kBlockStep: hence the zeros behind the last key.
+  const int64_t padded = keys + kBlockStep - 1;
+  pack_keys<T>(u.k + begin * u.k_stride, u.k_stride, u.dtype, keys, padded, u.head_dim, u.k_rows, static_cast<T*>(u.scratch.k));
+  pack_values<T>(u.v + begin * u.v_stride, u.v_stride, u.dtype, keys, u.head_dim_v, u.v_row, static_cast<T*>(u.scratch.v));
+  if (u.key_ids == nullptr) return;
+  for (int64_t j = 0; j < keys; ++j) {
+    const char* from = u.key_ids + (begin + j) * u.key_ids_stride;
+    int64_t id;
+    if (u.key_ids_dtype == DType::i64) {
+      id = load<int64_t>(from);
+    } else {
+      id = load<int32_t>(from);
+    }
+    u.scratch.ids[j] = id < 0 ? kNoKey : id;
+  }
+}
+
+// Rows start from their sinks, which are already seen and carry no value.
+template <class T>
+inline void begin_state(const Unit& u, int64_t padded_rows) {
+  const int64_t panels = (padded_rows + kPanel<T> - 1) / kPanel<T>, columns = round_up(u.head_dim_v, kChunk);
+  T* out = static_cast<T*>(u.state.out);
+  for (int64_t i = 0; i < panels * columns * kPanel<T>; i += kLanes<T>) store(out + i, Vec<T>{});
+  for (int64_t r = 0; r < padded_rows; ++r) {
+    static_cast<T*>(u.state.max)[r] = static_cast<T>(u.rows[r].sink_max);
+    static_cast<T*>(u.state.sum)[r] = static_cast<T>(u.rows[r].sink_sum);
+  }
+}
+
+// out = O / sum (0 where nothing was seen), lse = ln(2) max + ln(sum).
+template <class T>
+inline void write_rows(const Unit& u, const BlockState& state) {
+  constexpr int W = kLanes<T>;
+  for (int64_t first = 0; first < u.count; first += W) {
+    const PanelState<T> from = panel_state<T>(u, state, first / kPanel<T>);
+    const int64_t lane = first % kPanel<T>, here = u.count - first < W ? u.count - first : W;
+    const QueryRow* rows = u.rows + first;
+    const Vec<T> sum = load<Vec<T>>(from.sum + lane), one = broadcast<T>(1);
+    const Vec<T> divisor = u.normalize ? (sum == Vec<T>{} ? one : sum) : one;
+    with_input_format<T>(u.dtype, [&](auto format) {
+      using Format = decltype(format);
+      constexpr int64_t kSize = sizeof(typename Format::Storage);
+      for (int64_t d = 0; d < u.head_dim_v; d += W) {
+        const int64_t columns = u.head_dim_v - d < W ? u.head_dim_v - d : W;
+        Vec<T> x[W];
+#pragma GCC unroll 16
+        for (int e = 0; e < W; ++e) {
+          x[e] = e < columns ? load<Vec<T>>(from.out + (d + e) * kPanel<T> + lane) / divisor : Vec<T>{};
+        }
+        transpose<T>(x);
+        alignas(64) typename Format::Storage staged[W];
+        for (int64_t l = 0; l < here; ++l) {
+          char* to = rows[l].out + d * kSize;
+          if (columns == W) {
+            store_as<T, Format>(to, x[l]);
+          } else {
+            store_as<T, Format>(staged, x[l]);
+            __builtin_memcpy(to, staged, columns * kSize);
+          }
+        }
+      }
+    });
+    for (int64_t l = 0; l < here; ++l) {
+      if (rows[l].lse == nullptr) continue;
+      const double max = static_cast<double>(from.max[lane + l]), total = static_cast<double>(from.sum[lane + l]);
+      store(rows[l].lse, static_cast<T>(max * kLn2<double> + __builtin_log(total)));
+    }
+  }
+}
+
+template <class T>
+void attend(const Unit& u, bool finish) {
+  const int64_t padded_rows = round_up(u.count, kLanes<T>);
+  for (int64_t r = 0; r < padded_rows; r += kLanes<T>) {
+    T* q = static_cast<T*>(u.scratch.q) + r / kPanel<T> * kPanel<T> * u.head_dim + r % kPanel<T>;
+    pack_queries<T>(u.rows + r, u.dtype, u.head_dim, q);
+  }
+  begin_state<T>(u, padded_rows);
+  for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
+    const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
+    pack_tile<T>(u, begin, end);
+    for (int64_t r = 0; r < padded_rows; r += kPanel<T>) {
+      if (padded_rows - r >= kPanel<T>) {
+        attend_panel<T, kPanelVectors>(u, r / kPanel<T>, begin, end);
+      } else {
+        attend_panel<T, 1>(u, r / kPanel<T>, begin, end);
+      }
+    }
+  }
+  if (finish) write_rows<T>(u, u.state);
+}
+
+// Joins parts into the first, in their order.
+template <class T>
+void join(const Unit& u, const BlockState* parts, int64_t count) {
+  constexpr int W = kLanes<T>;
+  for (int64_t r = 0; r < u.count; r += W) {
+    const int64_t panel = r / kPanel<T>, lane = r % kPanel<T>;
+    const PanelState<T> a = panel_state<T>(u, parts[0], panel);
+    for (int64_t i = 1; i < count; ++i) {
+      const PanelState<T> b = panel_state<T>(u, parts[i], panel);
+      const Vec<T> max_a = load<Vec<T>>(a.max + lane), max_b = load<Vec<T>>(b.max + lane), top = max(max_a, max_b);
+      const Vec<T> base = top == -kInfinity<T> ? Vec<T>{} : top;
+      const Vec<T> weight_a = exp2<T>(max_a - base), weight_b = exp2<T>(max_b - base);
+      store(a.max + lane, top);
+      store(a.sum + lane, load<Vec<T>>(a.sum + lane) * weight_a + load<Vec<T>>(b.sum + lane) * weight_b);
+      for (int64_t d = 0; d < u.head_dim_v; ++d) {
+        T* to = a.out + d * kPanel<T> + lane;
+        store(to, load<Vec<T>>(to) * weight_a + load<Vec<T>>(b.out + d * kPanel<T> + lane) * weight_b);
+      }
+    }
+  }
+  write_rows<T>(u, parts[0]);
+}
+
+extern const ForwardIsa kForward;
+const ForwardIsa kForward = {kVectorBytes, kBlockStep, {attend<float>, attend<double>}, {join<float>, join<double>}};
+
+}  // namespace attile::ATTILE_ISA

@@ -1,0 +1,142 @@
+// Copies into scratch, converting to the accumulator's type. Sources have contiguous rows at any address; nothing outside the
+// given rows and columns is read.
+//
+//   Q  -> [head_dim][row]           transposed in registers, once a block
+//   K  -> [chunk][k_rows][kChunk]   rows that one product step broadcasts lie one cache line apart
+//   V  -> [block_k][v_row]          v_row is odd in cache lines, so that a column of the tile uses all sets of L1
+//
+// K and V are copied once for all panels of a block: at 256 rows a copied element feeds 16 multiply-adds of 16 lanes.
+#pragma once
+
+#include "cpu/forward/panel.hpp"
+#include "cpu/simd/convert.hpp"
+#include "cpu/simd/transpose.hpp"
+
+namespace attile::ATTILE_ISA {
+
+// Calls f with the format of a floating dtype.
+template <class F>
+inline void with_format(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f64: return f(F64{});
+    case DType::f32: return f(F32{});
+    case DType::f16: return f(F16{});
+    default: return f(Bf16{});
+  }
+}
+
+// Likewise for q, k, v and out, whose dtype belongs to the accumulator.
+template <class T, class F>
+inline void with_input_format(DType dtype, F&& f) {
+  if constexpr (sizeof(T) == 8) {
+    f(F64{});
+  } else {
+    switch (dtype) {
+      case DType::f32: return f(F32{});
+      case DType::f16: return f(F16{});
+      default: return f(Bf16{});
+    }
+  }
+}
+
+// One vector's worth of raw elements where fewer than a vector may be read, or where they are not contiguous.
+template <class T, class Storage>
+struct Staged {
+  Storage element[kLanes<T>];
+
+  // The address of kLanes elements of which the first `count` are src's and the others zero.
+  inline const void* take(const char* src, int64_t stride, int64_t count) {
+    if (count >= kLanes<T> && stride == static_cast<int64_t>(sizeof(Storage))) return src;
+    for (int i = 0; i < kLanes<T>; ++i) {
+      element[i] = Storage{};
+      if (i < count) __builtin_memcpy(&element[i], src + i * stride, sizeof(Storage));
+    }
+    return element;
+  }
+};
+
+template <class T, class Format>
+inline Vec<T> load_some(const char* src, int64_t count) {
+  Staged<T, typename Format::Storage> staged;
+  return load_as<T, Format>(staged.take(src, sizeof(typename Format::Storage), count));
+}
+
+// Calls apply(element, lanes) for `count` consecutive elements of kLanes rows: lanes[l] = row l's element. row_at(l) is the
+// address of row l's first element, load(p) makes kLanes elements at p a vector, Storage is their type.
+template <class T, class Storage, class RowAt, class Load, class Apply>
+inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int64_t stride, int64_t count, Load load_row,
+                                                               Apply apply) {
+  constexpr int W = kLanes<T>;
+  for (int64_t first = 0; first < count; first += W) {
+    const int64_t here = count - first < W ? count - first : W;
+    Staged<T, Storage> staged;
+    Vec<T> x[W];
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) x[l] = load_row(staged.take(row_at(l) + first * stride, stride, here));
+    transpose<T>(x);
+    if (here == W) {
+#pragma GCC unroll 16
+      for (int e = 0; e < W; ++e) apply(first + e, x[e]);
+    } else {
+      for (int64_t e = 0; e < here; ++e) apply(first + e, x[e]);
+    }
+  }
+}
+
+// One vector of rows of Q.
+template <class T>
+inline void pack_queries(const QueryRow* rows, DType dtype, int64_t head_dim, T* to) {
+  with_input_format<T>(dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Storage = typename Format::Storage;
+    for_each_transposed<T, Storage>([&](int l) { return rows[l].q; }, sizeof(Storage), head_dim,
+                                    [](const void* p) { return load_as<T, Format>(p); },
+                                    [&](int64_t d, Vec<T> lanes) { store(to + d * kPanel<T>, lanes); });
+  });
+}
+
+// `keys` rows, and zeros up to `padded` of them.
+template <class T>
+inline void pack_keys(const char* k, int64_t stride, DType dtype, int64_t keys, int64_t padded, int64_t head_dim, int64_t k_rows,
+                      T* to) {
+  constexpr int W = kLanes<T>;
+  with_input_format<T>(dtype, [&](auto format) {
+    using Format = decltype(format);
+    constexpr int64_t kSize = sizeof(typename Format::Storage);
+    for (int64_t j = 0; j < padded; ++j) {
+      const char* from = k + j * stride;
+      T* row = to + j * kChunk;
+      for (int64_t d = 0; d < head_dim; d += W) {
+        Vec<T> x = {};
+        if (j < keys) x = d + W <= head_dim ? load_as<T, Format>(from + d * kSize) : load_some<T, Format>(from + d * kSize, head_dim - d);
+        store(row + (d / kChunk) * k_rows * kChunk + d % kChunk, x);
+      }
+    }
+  });
+}
+
+// `keys` rows, columns padded with zeros to a multiple of kChunk.
+template <class T>
+inline void pack_values(const char* v, int64_t stride, DType dtype, int64_t keys, int64_t head_dim_v, int64_t v_row, T* to) {
+  constexpr int W = kLanes<T>;
+  with_input_format<T>(dtype, [&](auto format) {
+    using Format = decltype(format);
+    constexpr int64_t kSize = sizeof(typename Format::Storage);
+    const int64_t padded = (head_dim_v + kChunk - 1) / kChunk * kChunk;
+    for (int64_t j = 0; j < keys; ++j) {
+      const char* from = v + j * stride;
+      T* row = to + j * v_row;
+      for (int64_t d = 0; d < padded; d += W) {
+        Vec<T> x = {};
+        if (d + W <= head_dim_v) {
+          x = load_as<T, Format>(from + d * kSize);
+        } else if (d < head_dim_v) {
+          x = load_some<T, Format>(from + d * kSize, head_dim_v - d);
+        }
+        store(row + d, x);
+      }
+    }
+  });
+}
+
+}  // namespace attile::ATTILE_ISA

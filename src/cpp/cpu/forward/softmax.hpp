@@ -1,0 +1,103 @@
+// Online softmax of a tile, vertical: a lane is a row, so maximum and sum need no horizontal step and a NaN stays in its lane.
+//
+//   max' = max(max, c s_j);  alpha = 2^(max - max');  p_j = 2^(c s_j - max');  sum' = alpha sum + sum_j p_j
+//
+// c takes scores to base 2. Where nothing has been seen yet max' is -inf, and 0 is subtracted instead, so that p is 0. The
+// comparisons drop NaN from the maximum; it comes back through p and so reaches sum and out of that row alone.
+// Dropout multiplies p after the sum: rows and keys give the counters of core/philox.hpp, two keys a call.
+#pragma once
+
+#include "cpu/forward/product.hpp"
+#include "cpu/simd/math.hpp"
+
+namespace attile::ATTILE_ISA {
+
+// max, sum: [kPanel]
+template <class T, int N>
+inline void softmax(T* s, int64_t keys, T c, T* max_of, T* sum_of, Vec<T> (&alpha)[N]) {
+  constexpr int W = kLanes<T>;
+  const Vec<T> factor = broadcast<T>(c);
+  Vec<T> top[N], base[N], sum[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    top[n] = broadcast<T>(-kInfinity<T>);
+    sum[n] = Vec<T>{};
+  }
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < keys; ++j) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) top[n] = max(load<Vec<T>>(s + j * kPanel<T> + n * W), top[n]);
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    const Vec<T> before = load<Vec<T>>(max_of + n * W);
+    const Vec<T> now = max(top[n] * factor, before);
+    base[n] = now == -kInfinity<T> ? Vec<T>{} : now;
+    alpha[n] = exp2<T>(before - base[n]);
+    store(max_of + n * W, now);
+  }
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < keys; ++j) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      T* at = s + j * kPanel<T> + n * W;
+      const Vec<T> p = exp2<T>(fma(load<Vec<T>>(at), factor, Vec<T>{} - base[n]));
+      sum[n] += p;
+      store(at, p);
+    }
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) store(sum_of + n * W, fma(load<Vec<T>>(sum_of + n * W), alpha[n], sum[n]));
+}
+
+// The four words of Philox4x32-10 for `kRows` rows and one pair of keys.
+template <int kRows>
+inline void philox(uint32_t pair, const uint32_t* query, const uint32_t* head, uint32_t sequence, uint64_t seed,
+                   uint32_t (&word)[4][kRows]) {
+  for (int l = 0; l < kRows; ++l) {
+    word[0][l] = pair;
+    word[1][l] = query[l];
+    word[2][l] = head[l];
+    word[3][l] = sequence;
+  }
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int l = 0; l < kRows; ++l) {
+      const uint64_t a = uint64_t{0xD2511F53u} * word[0][l], b = uint64_t{0xCD9E8D57u} * word[2][l];
+      const uint32_t w1 = word[1][l], w3 = word[3][l];
+      word[0][l] = static_cast<uint32_t>(b >> 32) ^ w1 ^ key0;
+      word[1][l] = static_cast<uint32_t>(b);
+      word[2][l] = static_cast<uint32_t>(a >> 32) ^ w3 ^ key1;
+      word[3][l] = static_cast<uint32_t>(a);
+    }
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+// p of keys [key, key + keys) scaled by 1 / (1 - probability) where kept, else zero.
+template <class T, int N>
+inline void apply_dropout(const Unit& u, const QueryRow* rows, int64_t key, int64_t keys, T* p) {
+  constexpr int kRows = N * kLanes<T>;
+  uint32_t query[kRows], head[kRows], odd_half[kRows], word[4][kRows];
+  for (int l = 0; l < kRows; ++l) {
+    query[l] = rows[l].philox_query;
+    head[l] = rows[l].philox_head;
+    odd_half[l] = rows[l].philox_word;
+  }
+  const T scale = static_cast<T>(u.dropout_scale);
+  for (int64_t pair = key >> 1; 2 * pair < key + keys; ++pair) {
+    philox<kRows>(static_cast<uint32_t>(pair), query, head, u.dropout_sequence, u.dropout_seed, word);
+    for (int side = 0; side < 2; ++side) {
+      const int64_t j = 2 * pair + side - key;
+      if (j < 0 || j >= keys) continue;
+      T* at = p + j * kPanel<T>;
+      for (int l = 0; l < kRows; ++l) {
+        const uint32_t bits = odd_half[l] ? word[2 + side][l] : word[side][l];
+        at[l] *= bits >= u.dropout_threshold ? scale : T{0};
+      }
+    }
+  }
+}
+
+}  // namespace attile::ATTILE_ISA

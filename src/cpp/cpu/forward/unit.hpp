@@ -1,0 +1,91 @@
+// A unit of work: one block of query rows of one key head against one range of keys. It is the whole interface between the
+// driver, compiled for any CPU, and the kernels, compiled once for every instruction set: plain data, no functions.
+//
+// Rows. A row is a query position i and a head g of the key head's group, r = i * group + g, so that a tile of K and V serves
+// all heads of the group. All that differs between rows is in QueryRow; where it came from (packed, padded, strided) is not.
+//
+// Scratch. Query rows are lanes: a panel is kPanelVectors vectors of rows, and everything below is [panel][..][row of panel].
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.hpp"
+
+namespace attile {
+
+inline constexpr int kPanelVectors = 2;
+// Head dims are walked in chunks of this many elements; head_dim_v is padded to a multiple of it.
+inline constexpr int kChunk = 16;
+
+struct QueryRow {
+  const char* q;
+  const char* bias;  // element of key 0; null: none
+  const char* mask;
+  char* out;
+  char* lse;  // null: not wanted
+  int64_t key_begin, key_end;  // keys seen by position
+  int64_t segment;             // negative: sees nothing
+  double sink_max, sink_sum;   // maximum * log2(e), and the sum relative to it; -inf and 0 without sinks
+  uint32_t philox_query, philox_head, philox_word;
+};
+
+// Softmax state of a block, in the accumulator's type: max [rows] (times log2 e), sum [rows], out [panel][head_dim_v][row].
+struct BlockState {
+  void* max;
+  void* sum;
+  void* out;
+};
+
+struct UnitScratch {
+  void* q;       // [panel][head_dim][row]
+  void* k;       // [chunk][k_rows][kChunk]
+  void* v;       // [block_k][v_row]
+  void* scores;  // [block_k][row], of one panel
+  int64_t* ids;  // [block_k]
+};
+
+struct Unit {
+  const QueryRow* rows;  // padded to whole vectors with copies of the last one
+  int64_t count;         // rows that are written
+  int64_t head_dim, head_dim_v;
+  DType dtype;
+
+  const char* k;  // key 0 of the sequence
+  const char* v;
+  int64_t k_stride, v_stride;  // bytes
+  int64_t key_begin, key_end;  // this unit's part of the keys
+  int64_t block_k;
+  int64_t k_rows;  // rows of a chunk of the K tile: block_k + block_step
+  int64_t v_row;   // elements of a row of the V tile
+
+  double softmax_scale;
+  double softcap;        // 0: none
+  DType logits_dtype;    // none: not rounded
+  DType bias_dtype;      // none: no bias
+  int64_t bias_stride;   // bytes between keys; may be 0
+  int32_t mask_bytes;    // size of a mask element; 0: no mask
+  int64_t mask_stride;   // bytes between keys; may be 0
+  const char* key_ids;   // id of key 0; null: no segment ids
+  DType key_ids_dtype;   // i32 or i64
+  int64_t key_ids_stride;
+  bool dropout;
+  uint64_t dropout_seed;
+  uint32_t dropout_threshold, dropout_sequence;
+  double dropout_scale;
+  bool normalize;
+
+  UnitScratch scratch;
+  BlockState state;
+};
+
+// What one instruction set offers; index 0: float32 accumulators, 1: float64.
+struct ForwardIsa {
+  int vector_bytes;
+  int block_step;  // keys of a tile and head_dim_v are computed in multiples of this
+  // Computes `state`; when `finish`, also writes out and lse.
+  void (*attend[2])(const Unit& unit, bool finish);
+  // Joins the states of the parts of the key range in their order, and writes out and lse.
+  void (*join[2])(const Unit& unit, const BlockState* parts, int64_t count);
+};
+
+}  // namespace attile

@@ -1,0 +1,281 @@
+#include "cpu/forward_driver.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "cpu/denormals.hpp"
+#include "cpu/forward_layout.hpp"
+#include "cpu/scalars.hpp"
+#include "cpu/threads.hpp"
+
+namespace attile {
+namespace {
+
+constexpr int64_t kMaxBlock = 4096, kMaxSplits = 1024;
+constexpr int64_t kClearTokens = 256;
+
+int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+// Calls f for every item, in the order of the batch.
+template <class F>
+void for_each_item(const AttentionProblem& p, int64_t block_q, F f) {
+  const auto clear = [&](int64_t b, int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; t += kClearTokens) f(ForwardItem{b, t, std::min(kClearTokens, end - t), -1});
+  };
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t rows = p.q_seqs.length(b) * p.group;
+    const Mask mask = p.mask(b);
+    for (int64_t r = 0; r < rows; r += block_q) {
+      const int64_t count = std::min(block_q, rows - r);
+      const Range keys = mask.keys(r / p.group, (r + count - 1) / p.group + 1);
+      f(ForwardItem{b, r, count, keys.end - keys.begin});
+    }
+    if (!p.q_seqs.packed) clear(b, p.q_seqs.length(b), p.q_seqs.rows);
+  }
+  if (p.q_seqs.packed) clear(0, p.batch > 0 ? p.q_seqs.cu[p.batch] : 0, p.q_seqs.rows);
+}
+
+struct Count {
+  int64_t items = 0, attending = 0;
+  double work = 0;  // multiply-adds
+};
+
+Count count_items(const AttentionProblem& p, int64_t block_q) {
+  Count n;
+  if (p.heads_k == 0) return n;
+  for_each_item(p, block_q, [&](const ForwardItem& item) {
+    ++n.items;
+    if (item.keys < 0) return;
+    ++n.attending;
+    n.work += static_cast<double>(item.count) * static_cast<double>(item.keys);
+  });
+  n.work *= static_cast<double>(p.heads_k * (p.head_dim + p.head_dim_v));
+  return n;
+}
+
+// The whole range of keys of a problem with few query rows is cut so that 32 units exist, each of at least 1024 keys; from
+// shapes alone, so that the bits do not depend on threads.
+int64_t choose_splits(const AttentionProblem& p, int64_t block_q, int64_t block_k) {
+  constexpr int64_t kUnits = 32, kKeys = 1024, kRows = 64;
+  const int64_t rows = p.q_seqs.longest * p.group;
+  if (rows == 0 || rows > std::min(kRows, block_q)) return 1;
+  const int64_t units = std::max<int64_t>(1, p.batch * p.heads_k), keys = p.k_seqs.longest;
+  return std::clamp<int64_t>(std::min(ceil_div(kUnits, units), keys / std::max(kKeys, block_k)), 1, kUnits);
+}
+
+// The sinks of query head h in base 2: the maximum as the accumulator holds it, and the sum relative to that.
+void read_sinks(const AttentionProblem& p, int64_t h, QueryRow& row) {
+  const double log2e = 1.4426950408889634;
+  const int64_t n = p.sinks.shape[3];
+  double top = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = read_floating(p.sinks.dtype, p.sinks.at(0, 0, h, i)) * log2e;
+    top = x > top ? x : top;
+  }
+  if (p.dtype != DType::f64) top = static_cast<float>(top);
+  const double base = std::isinf(top) && top < 0 ? 0 : top;
+  for (int64_t i = 0; i < n; ++i) sum += std::exp2(read_floating(p.sinks.dtype, p.sinks.at(0, 0, h, i)) * log2e - base);
+  row.sink_max = top;
+  row.sink_sum = sum;
+}
+
+struct Run {
+  const ForwardIsa& isa;
+  const AttentionProblem& p;
+  const Plan& plan;
+  ForwardLayout layout;
+  char* base;
+  const ForwardItem* items;
+  int64_t item_count, attending;
+
+  int accumulator() const { return p.dtype == DType::f64 ? 1 : 0; }
+  BlockState state_at(char* at) const { return {at + layout.max, at + layout.sum, at + layout.out}; }
+  BlockState part(int64_t unit, int64_t split) const {
+    return state_at(base + layout.parts + (unit * plan.num_splits + split) * layout.state_bytes);
+  }
+
+  // Rows of the block, padded to whole vectors with copies of the last; they begin from the sinks in the first split only.
+  void fill_rows(const ForwardItem& item, int64_t hk, int64_t split, QueryRow* rows) const {
+    const int64_t b = item.sequence, q_batch = p.q_seqs.batch_index(b), q_first = p.q_seqs.first_row(b);
+    const Mask mask = p.mask(b);
+    int64_t i = item.first / p.group, g = item.first % p.group;
+    Range keys = mask.keys(i, i + 1);
+    for (int64_t r = 0; r < item.count; ++r) {
+      const int64_t h = hk * p.group + g;
+      QueryRow& row = rows[r];
+      row.q = p.q.at(q_batch, q_first + i, h);
+      row.out = p.out.at(q_batch, q_first + i, h);
+      row.lse = p.lse ? p.lse.at(q_batch, h, q_first + i) : nullptr;
+      row.bias = p.bias ? p.bias.at(b, h, i) : nullptr;
+      row.mask = p.attention_mask ? p.attention_mask.at(b, h, i) : nullptr;
+      row.key_begin = keys.begin;
+      row.key_end = keys.end;
+      row.segment = p.q_ids ? read_index(p.q_ids.dtype, p.q_ids.at(0, 0, q_batch, q_first + i)) : 0;
+      row.sink_max = -std::numeric_limits<double>::infinity();
+      row.sink_sum = 0;
+      if (p.sinks && split == 0) {
+        if (r < p.group) {
+          read_sinks(p, h, row);
+        } else {
+          row.sink_max = rows[r - p.group].sink_max;
+          row.sink_sum = rows[r - p.group].sink_sum;
+        }
+      }
+      row.philox_query = static_cast<uint32_t>(((i >> 4) << 3) | (i & 7));
+      row.philox_head = static_cast<uint32_t>(h);
+      row.philox_word = static_cast<uint32_t>(2 * ((i >> 3) & 1));
+      if (++g == p.group) {
+        g = 0;
+        ++i;
+        keys = mask.keys(i, i + 1);
+      }
+    }
+    const int64_t padded = ceil_div(item.count, layout.lanes) * layout.lanes;
+    for (int64_t r = item.count; r < padded; ++r) rows[r] = rows[item.count - 1];
+  }
+
+  Unit make_unit(const ForwardItem& item, int64_t hk, int64_t split, int worker) const {
+    const int64_t b = item.sequence, k_batch = p.k_seqs.batch_index(b), k_first = p.k_seqs.first_row(b);
+    char* own = base + layout.workers + worker * layout.worker_bytes;
+    QueryRow* rows = reinterpret_cast<QueryRow*>(own + layout.queries);
+    fill_rows(item, hk, split, rows);
+
+    Unit u{};
+    u.rows = rows;
+    u.count = item.count;
+    u.head_dim = p.head_dim;
+    u.head_dim_v = p.head_dim_v;
+    u.dtype = p.dtype;
+    u.k = p.k.at(k_batch, k_first, hk);
+    u.v = p.v.at(k_batch, k_first, hk);
+    const auto bytes = [](DType t) { return static_cast<int64_t>(size_of(t)); };
+    u.k_stride = p.k.stride[1] * bytes(p.dtype);
+    u.v_stride = p.v.stride[1] * bytes(p.dtype);
+    const Range keys = p.mask(b).keys(item.first / p.group, (item.first + item.count - 1) / p.group + 1);
+    const int64_t share = ceil_div(ceil_div(keys.end - keys.begin, plan.num_splits), plan.block_k) * plan.block_k;
+    u.key_begin = std::min(keys.end, keys.begin + split * share);
+    u.key_end = std::min(keys.end, u.key_begin + share);
+    u.block_k = plan.block_k;
+    u.k_rows = layout.k_rows;
+    u.v_row = layout.v_row;
+
+    u.softmax_scale = p.softmax_scale;
+    u.softcap = p.has(kSoftcap) ? p.softcap : 0;
+    u.logits_dtype = p.has(kLogitsDtype) ? p.logits_dtype : DType::none;
+    u.bias_dtype = p.bias.dtype;
+    u.bias_stride = p.bias.stride[3] * bytes(p.bias.dtype);
+    u.mask_bytes = static_cast<int32_t>(bytes(p.attention_mask.dtype));
+    u.mask_stride = p.attention_mask.stride[3] * bytes(p.attention_mask.dtype);
+    u.key_ids = p.k_ids ? p.k_ids.at(0, 0, k_batch, k_first) : nullptr;
+    u.key_ids_dtype = p.k_ids.dtype;
+    u.key_ids_stride = p.k_ids.stride[3] * bytes(p.k_ids.dtype);
+    u.dropout = p.has(kDropout);
+    u.dropout_seed = p.dropout.seed;
+    u.dropout_threshold = p.dropout.threshold;
+    u.dropout_sequence = static_cast<uint32_t>(b);
+    u.dropout_scale = p.dropout.scale;
+    u.normalize = !p.has(kUnnormalized);
+
+    u.scratch = {own + layout.q, own + layout.k, own + layout.v, own + layout.scores, reinterpret_cast<int64_t*>(own + layout.ids)};
+    u.state = state_at(own + layout.state);
+    return u;
+  }
+
+  void clear(const ForwardItem& item) const {
+    for (int64_t t = item.first; t < item.first + item.count; ++t) {
+      for (int64_t h = 0; h < p.heads_q; ++h) {
+        std::memset(p.out.at(item.sequence, t, h), 0, p.head_dim_v * size_of(p.dtype));
+        if (p.lse) write_floating(p.lse.dtype, p.lse.at(item.sequence, h, t), -std::numeric_limits<double>::infinity());
+      }
+    }
+  }
+
+  // Index: item by item, for the attending ones key head by key head and split by split.
+  void attend(int64_t index, int worker) const {
+    const FlushDenormals mode;
+    const int64_t per_item = p.heads_k * plan.num_splits;
+    if (index >= attending * per_item) return clear(items[attending + index - attending * per_item]);
+    const int64_t item = index / per_item, hk = index / plan.num_splits % p.heads_k, split = index % plan.num_splits;
+    Unit u = make_unit(items[item], hk, split, worker);
+    if (plan.num_splits > 1) u.state = part(item * p.heads_k + hk, split);
+    isa.attend[accumulator()](u, plan.num_splits == 1);
+  }
+
+  void join(int64_t index, int worker) const {
+    const FlushDenormals mode;
+    const Unit u = make_unit(items[index / p.heads_k], index % p.heads_k, 0, worker);
+    BlockState parts[kMaxSplits];
+    for (int64_t s = 0; s < plan.num_splits; ++s) parts[s] = part(index, s);
+    isa.join[accumulator()](u, parts, plan.num_splits);
+  }
+};
+
+}  // namespace
+
+std::string forward_why_not(const AttentionProblem& problem, const Config& config) {
+  if (problem.dtype == DType::f8e4m3) return "float8_e4m3 runs on CUDA only";
+  if (problem.dtype > DType::bf16) return "takes float64, float32, float16 and bfloat16 only";
+  const struct {
+    const char* name;
+    int64_t value, most;
+  } fields[] = {{"block_q", config.block_q, kMaxBlock}, {"block_k", config.block_k, kMaxBlock}, {"num_splits", config.num_splits, kMaxSplits}};
+  for (const auto& [name, value, most] : fields)
+    if (value < 0 || value > most)
+      return std::string("cfg.") + name + " must be at most " + std::to_string(most) + ": got " + std::to_string(value);
+  return "";
+}
+
+Plan plan_forward(const ForwardIsa& isa, const AttentionProblem& p, const Config& config, int threads) {
+  const int64_t element = p.dtype == DType::f64 ? 8 : 4, lanes = isa.vector_bytes / element;
+  Plan plan;
+
+  // Q^T and O^T of a block in about a third of a 1 MB L2; no more rows than there are.
+  constexpr int64_t kBlockBytes = 384 << 10, kBlockQ = 256, kBlockK = 96;
+  plan.block_q = config.block_q;
+  if (plan.block_q == 0) {
+    plan.block_q = kBlockQ;
+    while (plan.block_q > 64 && plan.block_q * (p.head_dim + p.head_dim_v) * element > kBlockBytes) plan.block_q /= 2;
+  }
+  const int64_t longest = std::max<int64_t>(1, p.q_seqs.longest * p.group);
+  plan.block_q = ceil_div(std::min(plan.block_q, longest), lanes) * lanes;
+  plan.block_k = config.block_k ? config.block_k : kBlockK;
+  plan.block_k = ceil_div(std::min(plan.block_k, std::max<int64_t>(1, p.k_seqs.longest)), isa.block_step) * isa.block_step;
+  plan.num_splits = config.num_splits ? config.num_splits : choose_splits(p, plan.block_q, plan.block_k);
+
+  // Waking a thread costs 3 us: about as much as this many multiply-adds.
+  constexpr double kSerialWork = 3e5;
+  const Count n = count_items(p, plan.block_q);
+  const int64_t units = n.attending * p.heads_k * plan.num_splits + (n.items - n.attending);
+  plan.workers = n.work < kSerialWork ? 1 : static_cast<int>(std::clamp<int64_t>(units, 1, std::max(1, threads)));
+  const int64_t parts = plan.num_splits > 1 ? n.attending * p.heads_k * plan.num_splits : 0;
+  plan.workspace_bytes = ForwardLayout(isa, p, plan.block_q, plan.block_k, n.items, parts, plan.workers).total;
+  return plan;
+}
+
+void run_forward(const ForwardIsa& isa, const AttentionProblem& p, const Plan& plan, void* workspace,
+                 const attile_executor* executor) {
+  const Count n = count_items(p, plan.block_q);
+  if (n.items == 0) return;
+  const int64_t parts = plan.num_splits > 1 ? n.attending * p.heads_k * plan.num_splits : 0;
+  const ForwardLayout layout(isa, p, plan.block_q, plan.block_k, n.items, parts, plan.workers);
+  char* base = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
+
+  // Longest first; what is to be cleared comes last.
+  ForwardItem* items = reinterpret_cast<ForwardItem*>(base + layout.items);
+  ForwardItem* end = items;
+  for_each_item(p, plan.block_q, [&](const ForwardItem& item) { *end++ = item; });
+  std::sort(items, end, [](const ForwardItem& a, const ForwardItem& b) {
+    if (a.keys != b.keys) return a.keys > b.keys;
+    return a.sequence != b.sequence ? a.sequence < b.sequence : a.first < b.first;
+  });
+
+  const Run run{isa, p, plan, layout, base, items, n.items, n.attending};
+  const int64_t units = n.attending * p.heads_k * plan.num_splits + (n.items - n.attending);
+  parallel_for(executor, units, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
+  if (plan.num_splits > 1)
+    parallel_for(executor, n.attending * p.heads_k, plan.workers, [&](int64_t index, int worker) { run.join(index, worker); });
+}
+
+}  // namespace attile

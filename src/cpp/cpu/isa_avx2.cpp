@@ -1,0 +1,3 @@
+#include "cpu/simd/avx2.hpp"
+
+#include "cpu/forward/attend.hpp"

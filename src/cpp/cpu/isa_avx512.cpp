@@ -1,0 +1,3 @@
+#include "cpu/simd/avx512.hpp"
+
+#include "cpu/forward/attend.hpp"

@@ -1,0 +1,3 @@
+#include "cpu/simd/portable.hpp"
+
+#include "cpu/forward/attend.hpp"

@@ -1,0 +1,36 @@
+// AVX-512 (F, BW, CD, DQ, VL): 64-byte vectors, 32 registers. A product block is 12 x 2 accumulators, 2 vectors of B and the
+// broadcasts: 28 registers.
+#pragma once
+
+// gcc 12 takes the deliberately undefined operand of its own intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#define ATTILE_ISA avx512
+
+namespace attile::avx512 {
+inline constexpr int kVectorBytes = 64;
+inline constexpr int kBlockRows = 12;
+inline constexpr int kBlockStep = 4;
+}  // namespace attile::avx512
+
+#include "cpu/simd/vector.hpp"
+
+namespace attile::avx512 {
+
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
+// The second argument where either is NaN.
+inline Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+inline Vec<double> max(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+
+inline VecN<float, 16> f16_to_f32(VecN<uint16_t, 16> h) { return _mm512_cvtph_ps((__m256i)h); }
+inline VecN<float, 8> f16_to_f32(VecN<uint16_t, 8> h) { return _mm256_cvtph_ps((__m128i)h); }
+inline VecN<uint16_t, 16> f32_to_f16(VecN<float, 16> x) {
+  return (VecN<uint16_t, 16>)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+}
+inline VecN<uint16_t, 8> f32_to_f16(VecN<float, 8> x) { return (VecN<uint16_t, 8>)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+
+}  // namespace attile::avx512
