@@ -17,10 +17,8 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import attile
 import numpy as np
 import smollm2_files as files
 from smollm2_model import Config, KVCache, Model, attile_attention, numpy_attention, numpy_attention_float64
@@ -162,18 +160,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="compare the logits of the first N tokens with NumPy attention; default: %(default)s",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="threads of attile and of NumPy's BLAS")
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads of attile and of NumPy's BLAS; default: theirs")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end instead of text")
     return parser.parse_args(arguments)
-
-
-def thread_limit(threads: int | None, plain: bool):
-    """A context in which attile and BLAS use at most `threads` threads."""
-    if threads is None:
-        return nullcontext()
-    if not plain:
-        attile.set_num_threads(threads)
-    return threadpool_limits(limits=threads)
 
 
 def check(run: Run, config: Config, weights: dict[str, np.ndarray]) -> dict:
@@ -205,7 +194,7 @@ def answer(options: argparse.Namespace) -> dict:
         if not options.json:
             print(utf8.decode(tokenizer.decode_bytes([token])), end="", flush=True)
 
-    with thread_limit(options.threads, options.plain):
+    with threadpool_limits(options.threads):
         attention = numpy_attention if options.plain else attile_attention
         stop = {tokenizer.ids["<|im_end|>"], tokenizer.ids["<|endoftext|>"]}
         sampler = Sampler(options.temperature, options.seed)
