@@ -17,8 +17,7 @@ __device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segment
     int* arrived = p.arrived + (r * gridDim.x + m_block) * 2 + half;
     // the latents' slots are free now: this half's first box takes the weights [my_rows][n], at most 64 + n of them
     float* weight = reinterpret_cast<float*>(sm.latent[0][half * T::kHalfBoxes]);
-    if (t == 0)
-        while (ptx::load_acquire(arrived) < n) {}
+    if (t == 0) ptx::wait_at_least(arrived, n);
     ptx::named_sync(2 + half, 128);
 #pragma unroll 1
     for (int i = warp; i < my_rows; i += 4) {

@@ -1,5 +1,5 @@
 // The ring of key blocks and what its barriers promise. The only file that counts phases: block n has latent slot n % kStages
-// and rope slot n % 2, and every barrier flips once a block.
+// and rope slot n % 2, and every barrier flips once an entry (a block of keys, or queries).
 //
 //   latent_full  both halves of a block are in shared memory        (TMA; left and right each expect their own half)
 //   rope_full    so are its rope keys                                (TMA)
@@ -9,14 +9,15 @@
 #pragma once
 #include "ptx.cuh"
 
-template <int kStages>
+// In a cluster every CTA loads a share of each key block for all, so a half is free when it is free in every CTA.
+template <int kStages, int kCluster>
 struct Pipeline {
     uint64_t latent_full[kStages], half_free[kStages][2], rope_full[2], s_done[2], p_full[2];
 
     __device__ __forceinline__ void init() {
         for (int i = 0; i < kStages; ++i) {
             ptx::mbar_init(at(latent_full[i]), 2);
-            for (int h = 0; h < 2; ++h) ptx::mbar_init(at(half_free[i][h]), 4);
+            for (int h = 0; h < 2; ++h) ptx::mbar_init(at(half_free[i][h]), 4 * kCluster);
         }
         for (int i = 0; i < 2; ++i) {
             ptx::mbar_init(at(rope_full[i]), 1);
@@ -40,7 +41,14 @@ struct Pipeline {
     }
     // ---- left, right
     __device__ __forceinline__ void wait_p(uint32_t n) { ptx::mbar_wait(at(p_full[n & 1]), n >> 1 & 1); }
-    __device__ __forceinline__ void release(uint32_t n, int half) { arrive(half_free[slot(n)][half]); }
+    __device__ __forceinline__ void release(uint32_t n, int half) {
+        uint64_t& bar = half_free[slot(n)][half];
+        if constexpr (kCluster == 1) arrive(bar);
+        else {
+            __syncwarp();
+            if ((threadIdx.x & 31) < kCluster) ptx::mbar_arrive_at(at(bar), threadIdx.x & 31);
+        }
+    }
     // by the warp that refills: every warp that used the half of block n is through
     __device__ __forceinline__ void wait_free(uint32_t n, int half) { ptx::mbar_wait(at(half_free[slot(n)][half]), n / kStages & 1); }
 

@@ -20,6 +20,11 @@ constexpr float kLag = LAG;
 #define LATE 1   // P(n) is published: 0 before S(n+1), 1 after its register k-steps, 2 after all its latent k-steps
 #endif
 
+#ifndef HOLD
+#define HOLD 0
+#endif
+constexpr bool kHold = HOLD;   // P(n) waits in registers until S(n+1) is issued
+
 template <class T>
 struct Query {   // A fragments: registers 0, 1: rows row0, row0 + 8 of columns 2 * (lane % 4) + {0, 1}; 2, 3: the same 8 columns later
     uint32_t latent[T::kRegTiles * 4][4];
@@ -62,7 +67,7 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
             for (int b = 0; b < T::kBoxBytes; b += 128 * 16)
                 *reinterpret_cast<int4*>(&sm.q[i][e * T::kBoxBytes + b + t * 16]) = *reinterpret_cast<const int4*>(from + b + t * 16);
         }
-        sm.pipe.publish(n), ++n;
+        sm.pipe.arrive_s(n), sm.pipe.publish(n), ++n;   // every barrier flips once an entry
     }
     named_sync(1, 128);
 }
@@ -84,7 +89,19 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
         take_queries<T>(sm, seg, m_block, r, n, q);
         float max0 = -INFINITY, max1 = -INFINITY, sum0 = 0.f, sum1 = 0.f;
         const int masked = seg.masked(r);   // blocks that need a mask are this part's last ones: left <= masked
-        bool owing = false;                 // P(n - 1) is written but not published
+        bool owing = false;                 // P(n - 1) is not published yet
+        uint32_t pk[T::kN / 8][2];          // P
+        float scale0, scale1;
+        auto store_p = [&](uint32_t n) {    // P and the rescale factors
+            sm.pipe.wait_s(n);   // every warp's S has read the rope keys that P overwrites
+            // stmatrix: lanes 8m..8m+7 give the rows of matrix m: (rows 0-7, 8-15) x (chunk i, i + 1)
+            const int row = warp * 16 + (lane & 15);
+            const uint32_t base = smem_addr(sm.rope[n & 1][0]) + row * 128;
+#pragma unroll
+            for (int i = 0; i < T::kN / 8; i += 2)
+                stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
+            if ((lane & 3) == 0) sm.scale[n & 1][row0] = scale0, sm.scale[n & 1][row0 + 8] = scale1;
+        };
 
 #pragma unroll 1
         for (; left > 0; --left, ++n) {
@@ -92,7 +109,10 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             const int slot = sm.pipe.slot(n), rope_slot = n & 1;
             TRACE_AT(p, 0, n, 0);
             if (!sm.pipe.latent_ready(n)) {
-                if (owing) sm.pipe.publish(n - 1);
+                if (owing) {
+                    if (kHold) store_p(n - 1);
+                    sm.pipe.publish(n - 1);
+                }
                 owing = false;
                 sm.pipe.wait_latent(n);
                 __syncwarp();
@@ -115,7 +135,10 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < T::kRegTiles * 4; ++k) mma_reg(q.latent[k], kd + box(k), k > 0);   // issue keeps pace with execution
-            if (LATE < 2 && owing) sm.pipe.publish(n - 1);
+            if (LATE < 2 && owing) {
+                if (kHold) store_p(n - 1);
+                sm.pipe.publish(n - 1);
+            }
 #pragma unroll
             for (int k = 0; k < T::kLatentSmemTiles * 4; ++k) mma_smem(k, kd + box(T::kRegTiles * 4 + k));
             wgmma_commit();
@@ -176,7 +199,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             }
 
             // ---- softmax
-            float scale0 = 1.f, scale1 = 1.f;
+            scale0 = 1.f, scale1 = 1.f;
             {
                 float a[2] = {s[0], s[1]}, b[2] = {s[2], s[3]};
 #pragma unroll
@@ -196,7 +219,6 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             }
             const float sub0 = max0 == -INFINITY ? 0.f : max0, sub1 = max1 == -INFINITY ? 0.f : max1;
             TRACE_AT(p, 0, n, 3);
-            uint32_t pk[T::kN / 8][2];
 #pragma unroll
             for (int i = 0; i < T::kN / 8; ++i) {
                 const float a = exp2_approx(fmaf(s[i * 4], p.scale_log2, -sub0));
@@ -207,17 +229,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                 pk[i][0] = pack(E{}, a, b), pk[i][1] = pack(E{}, c, d);
             }
             TRACE_AT(p, 0, n, 4);
-            // ---- P, the rescale factors and, with the last block, 1 / sum and lse
-            sm.pipe.wait_s(n);   // every warp's S has read the rope keys that P overwrites
-            {
-                // stmatrix: lanes 8m..8m+7 give the rows of matrix m: (rows 0-7, 8-15) x (chunk i, i + 1)
-                const int row = warp * 16 + (lane & 15);
-                const uint32_t base = smem_addr(sm.rope[rope_slot][0]) + row * 128;
-#pragma unroll
-                for (int i = 0; i < T::kN / 8; i += 2)
-                    stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
-            }
-            if ((lane & 3) == 0) sm.scale[rope_slot][row0] = scale0, sm.scale[rope_slot][row0 + 8] = scale1;
+            if (!kHold || left == 1) store_p(n);
             owing = left > 1;
             if (left == 1) {
                 sum0 += __shfl_xor_sync(~0u, sum0, 1), sum1 += __shfl_xor_sync(~0u, sum1, 1);

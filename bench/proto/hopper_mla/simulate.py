@@ -1,0 +1,119 @@
+"""The ring's protocol without a GPU: score, left and right as agents over mbarriers, every interleaving drawn at random. Finds deadlocks
+and reads of what is not there. usage: simulate.py [runs]"""
+import random
+import sys
+
+
+class Barrier:
+    def __init__(self, count):
+        self.count = self.pending = count
+        self.phase = 0
+
+    def arrive(self):
+        self.pending -= 1
+        assert self.pending >= 0, "one arrival too many"
+        if self.pending == 0:
+            self.pending, self.phase = self.count, self.phase ^ 1
+
+    def passed(self, parity):   # try_wait.parity: the phase of this parity has ended
+        return self.phase != parity
+
+
+def run(stages, requests, seed):
+    rng = random.Random(seed)
+    entries = []
+    for blocks, q in requests:
+        entries += ["q"] * q + [f"k{left}" for left in range(blocks, 0, -1)]
+    full = [Barrier(2) for _ in range(stages)]
+    free = [[Barrier(1), Barrier(1)] for _ in range(stages)]
+    rope_full, s_done, p_full = [[Barrier(1) for _ in range(2)] for _ in range(3)]
+    latent = [[None, None] for _ in range(stages)]
+    rope = [None, None]
+
+    def load_latent(n, h):
+        yield "step"
+        latent[n % stages][h] = n
+        full[n % stages].arrive()
+
+    def load_rope(n):
+        yield "step"
+        rope[n % 2] = ("rope", n)
+        rope_full[n % 2].arrive()
+
+    agents = []
+
+    def score():
+        n, owing = 0, None
+        for e in entries:
+            ready = full[n % stages].passed(n // stages & 1)
+            if not ready:
+                if owing is not None:
+                    p_full[owing % 2].arrive()
+                owing = None
+                yield full[n % stages], n // stages & 1
+            assert latent[n % stages] == [n, n], (n, latent)
+            yield "step"
+            if e == "q":
+                assert owing is None
+            if owing is not None and e != "q":
+                p_full[owing % 2].arrive()
+                owing = None
+            yield rope_full[n % 2], n >> 1 & 1
+            assert rope[n % 2] == ("rope", n)
+            yield "step"
+            assert latent[n % stages] == [n, n], (n, latent)
+            s_done[n % 2].arrive()
+            yield s_done[n % 2], n >> 1 & 1
+            if e == "q":
+                p_full[n % 2].arrive()
+            else:
+                rope[n % 2] = ("p", n)
+                if e == "k1":
+                    p_full[n % 2].arrive()
+                else:
+                    owing = n
+            n += 1
+
+    def output(h):
+        for i in range(min(stages, len(entries))):
+            agents.append(load_latent(i, h))
+            if h == 1 and i < 2:
+                agents.append(load_rope(i))
+        for n, e in enumerate(entries):
+            yield p_full[n % 2], n >> 1 & 1
+            yield "step"
+            assert latent[n % stages][h] == n
+            if e != "q":
+                assert rope[n % 2] == ("p", n), (n, rope)
+            yield "step"
+            if e != "q":
+                assert rope[n % 2] == ("p", n), (n, rope)
+            free[n % stages][h].arrive()
+            if h == 1 and n + 2 < len(entries):
+                yield free[n % stages][0], n // stages & 1
+                yield free[n % stages][1], n // stages & 1
+                agents.append(load_rope(n + 2))
+            if n + stages < len(entries):
+                yield free[n % stages][h], n // stages & 1
+                agents.append(load_latent(n + stages, h))
+
+    agents += [score(), output(0), output(1)]
+    waiting = {}
+    while agents:
+        able = [a for a in agents if a not in waiting or waiting[a][0].passed(waiting[a][1])]
+        assert able, "deadlock"
+        a = rng.choice(able)
+        waiting.pop(a, None)
+        try:
+            w = next(a)
+            if w != "step":
+                waiting[a] = w
+        except StopIteration:
+            agents.remove(a)
+
+
+runs = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+for seed in range(runs):
+    rng = random.Random(seed)
+    run(rng.choice((2, 3, 4)), [(rng.randint(1, 9), rng.randint(1, 2)) for _ in range(rng.randint(1, 5))], seed)
+print("no deadlock, no stale read in", runs, "runs")
