@@ -99,6 +99,9 @@ class Torch(ArrayLibrary):
         torch = sys.modules.get("torch")
         if torch is None or not issubclass(cls, torch.Tensor):
             return None
+        fake = sys.modules.get("torch._subclasses.fake_tensor")
+        if fake is not None and issubclass(cls, fake.FakeTensor):
+            return "refused"
         plain = (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None))
         return "exchange" if cls in plain else "protocol"
 
@@ -126,8 +129,12 @@ class Torch(ArrayLibrary):
                 f"{where} must not be a lazily negated or conjugated view: expected its values in memory "
                 "(resolve_neg(), resolve_conj()), got the bit set"
             )
-        if array.device.type == "meta":
-            raise NotImplementedError(f"{where} must hold data: expected a tensor on cpu or cuda, got device meta")
+        fake = sys.modules.get("torch._subclasses.fake_tensor")
+        if array.device.type == "meta" or (fake is not None and isinstance(array, fake.FakeTensor)):
+            raise NotImplementedError(
+                f"{where} must hold data: expected a tensor in memory, got {type(array).__name__} on device {array.device} "
+                "(no operator is registered for fake and meta tensors)"
+            )
         return array.detach()
 
     def empty(self, shape, dtype, like):
@@ -155,7 +162,7 @@ class JAX(ArrayLibrary):
                 f"{where} must not be traced: expected a concrete jax.Array, got {type(array).__name__} (jit, grad and "
                 "vmap need a kernel registered with XLA, which this build of attile has not)"
             )
-        if not jax.dtypes.issubdtype(array.dtype, np.generic):
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
             raise TypeError(f"{where} has an unsupported dtype: expected a numeric dtype, got {array.dtype}")
         if array.is_deleted():
             raise ValueError(f"{where} must hold data: expected a live jax.Array, got one that was deleted or donated")

@@ -129,7 +129,7 @@ Borrowed& Call::borrow(PyObject* object, const char* argument, bool index) {
     const Library& expected = arrays_[0].type->library;
     if (type != arrays_[0].type && type->library.name != expected.name && !(index && type->library.name == "numpy"))
       raise(PyExc_ValueError, std::string(function_) + ": " + argument + " must be of the library of the first argument: expected " + expected.name +
-                                  (index ? " or numpy" : "") + ", got " + type->library.name);
+                                  (index && expected.name != "numpy" ? " or numpy" : "") + ", got " + type->library.name);
   }
   Borrowed& b = arrays_[count_++];
   b.type = type;
@@ -147,7 +147,12 @@ const attile_tensor* Call::array(PyObject* object, const char* argument) {
 }
 
 const attile_tensor* Call::index_array(PyObject* object, const char* argument) {
-  return object == Py_None ? nullptr : &borrow(object, argument, true).tensor;
+  if (object == Py_None) return nullptr;
+  Borrowed& b = borrow(object, argument, true);
+  // JAX may number several CPU devices; memory of NumPy is at home on each.
+  const attile_tensor& first = arrays_[0].tensor;
+  if (b.type->route == Route::numpy && first.device_type == 1) b.tensor.device_id = first.device_id;
+  return &b.tensor;
 }
 
 const attile_tensor* Call::required(PyObject* object, const char* argument) { return &borrow(object, argument, false).tensor; }
