@@ -282,10 +282,12 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       if constexpr (decltype(masked)::value) mask(s, w, j);
       float offset[2];
       state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
+      if (T::kTune.pass == 3) ptx::pin(offset), turn.pass();
       constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
       state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, alpha, offset);
       if constexpr (T::kTune.wait_after > 0) {
         ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset);
+        if (T::kTune.pass == 4) turn.pass();
         RingCursor<T::kStages> next_v = v_ring;
         next_v.advance();
         next_v.wait_full();

@@ -18,7 +18,9 @@ struct Tuning {
   int cluster;       // blocks that share K and V by multicast (full attention, static schedule)
   Schedule schedule;
   bool ping_pong;    // the warpgroups issue products in turn
-  int pass;          // the turn is passed when the products are issued (0), when Q K^T is done (1), when P V is done (2)
+  // The turn is passed when the products are issued (0), when Q K^T is done (1), when P V is done (2), after the maximum (3), before
+  // the wait for P V (4).
+  int pass;
   bool lazy;         // rescale only if a maximum grew by more than 2^8
   bool row_order;    // second row's maximum after the first row's (SoftmaxState::find_max)
   // The wait for P V stands after so many eighths of the tile's exp2; 0: where ptxas likes (it hoists the wait as far as its
