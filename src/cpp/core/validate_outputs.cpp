@@ -14,9 +14,12 @@ bool overlaps_itself(const attile_tensor& t) {
   int n = 0;
   for (int32_t d = 0; d < t.rank; ++d) {
     if (t.shape[d] == 0) return false;
-    if (t.shape[d] > 1) dims[n++] = {std::abs(t.strides[d]), (t.shape[d] - 1) * std::abs(t.strides[d])};
+    if (t.shape[d] <= 1) continue;
+    const Dim dim{std::abs(t.strides[d]), (t.shape[d] - 1) * std::abs(t.strides[d])};
+    int place = n++;
+    for (; place > 0 && dims[place - 1].stride > dim.stride; --place) dims[place] = dims[place - 1];
+    dims[place] = dim;
   }
-  std::sort(dims, dims + n, [](const Dim& a, const Dim& b) { return a.stride < b.stride; });
   int64_t reach = 0;
   for (int i = 0; i < n; ++i) {
     if (dims[i].stride <= reach) return true;
