@@ -153,6 +153,8 @@ struct Run {
     const auto bytes = [](DType t) { return static_cast<int64_t>(size_of(t)); };
     u.k_stride = p.k.stride[1] * bytes(p.dtype);
     u.v_stride = p.v.stride[1] * bytes(p.dtype);
+    u.k_bytes = p.head_dim * bytes(p.dtype);
+    u.v_bytes = p.head_dim_v * bytes(p.dtype);
     const Range keys = p.mask(b).keys(item.first / p.group, (item.first + item.count - 1) / p.group + 1);
     const int64_t share = ceil_div(ceil_div(keys.end - keys.begin, plan.num_splits), plan.block_k) * plan.block_k;
     u.key_begin = std::min(keys.end, keys.begin + split * share);
