@@ -55,6 +55,10 @@ class Case:
     memory: str = "contiguous"
     options: Mapping = field(default_factory=dict)  # passed on as they are
 
+    def __post_init__(self):
+        if self.layout == "rank3":
+            object.__setattr__(self, "batch", 1)
+
     def __str__(self):
         return self.id
 
@@ -77,15 +81,16 @@ class Case:
 
     def bytes(self):
         """q, k, v read once, out written once; v inside k is not read again."""
-        rows_q, rows_k = (sum(lengths) for lengths in zip(*self.lengths(), strict=True)) if self.lengths() else (0, 0)
+        rows_q, rows_k = sum(n for n, _ in self.lengths()), sum(m for _, m in self.lengths())
         per_key = self.head_dim + (0 if self.memory == "v_in_k" else self.head_dim_v)
         elements = rows_q * self.heads_q * (self.head_dim + self.head_dim_v) + rows_k * self.heads_k * per_key
         return elements * numpy_dtype(self.dtype).itemsize
 
     def lengths(self):
         """(query length, key length) of each sequence."""
-        batch = len(self.lens_q or self.lens_k) if self.layout in ("padded", "packed") else self.batch
-        return list(zip(self.lens_q or (self.seqlen_q,) * batch, self.lens_k or (self.seqlen_k,) * batch, strict=True))
+        lens_q = (self.seqlen_q,) * self.batch if self.lens_q is None else self.lens_q
+        lens_k = (self.seqlen_k,) * self.batch if self.lens_k is None else self.lens_k
+        return list(zip(lens_q, lens_k, strict=True))
 
     def arrays(self, library="numpy", seed=0):
         """The keyword arguments of the call."""
@@ -168,7 +173,8 @@ def place(x, memory):
         strides = [0 if axis in (x.ndim - 4, x.ndim - 2) else stride for axis, stride in enumerate(x.strides)]
         return np.lib.stride_tricks.as_strided(x, x.shape, strides)
     if memory == "gaps":
-        room = np.full([n + extra for n, extra in zip(x.shape, (1, 2, 1, 5)[-x.ndim :], strict=True)], np.nan, x.dtype)
+        unused = np.nan if x.dtype.kind in "fV" else 1
+        room = np.full([n + extra for n, extra in zip(x.shape, (1, 2, 1, 5)[-x.ndim :], strict=True)], unused, x.dtype)
         view = room[tuple(slice(extra, extra + n) for n, extra in zip(x.shape, (1, 1, 0, 3)[-x.ndim :], strict=True))]
     elif memory in ("offset", "bytes"):
         shift = x.itemsize if memory == "offset" else 1

@@ -5,18 +5,15 @@
     ATTILE_TEST_SEED=7 pytest ...                           other random problems
 """
 
-import importlib.util
 import os
 
 import pytest
+from machine import LIBRARIES, SEED, kernel_rows, runnable_kernels
 
 try:
     import hypothesis
 except ModuleNotFoundError:  # test_hypothesis.py is skipped then
     hypothesis = None
-
-SEED = int(os.environ.get("ATTILE_TEST_SEED", "20261121"))
-LIBRARIES = [name for name in ("numpy", "torch", "jax") if importlib.util.find_spec(name)]
 
 if hypothesis:
     common = {
@@ -41,19 +38,12 @@ def pytest_report_header():
     return f"attile: random problems from ATTILE_TEST_SEED={SEED}; array libraries: {', '.join(LIBRARIES)}"
 
 
-def kernel_rows():
-    """The rows of attile's kernel table: dicts with name, isa, device, available."""
-    import attile
-
-    return [row for row in attile.show_config()["kernels"] if row["device"] == "cpu"]
-
-
 def pytest_generate_tests(metafunc):
     """`kernel` is every row of the table (this CPU may lack some: they say so), `runnable_kernel` those that this CPU runs."""
     if "kernel" in metafunc.fixturenames:
         metafunc.parametrize("kernel", [row["name"] for row in kernel_rows()])
     if "runnable_kernel" in metafunc.fixturenames:
-        metafunc.parametrize("runnable_kernel", [row["name"] for row in kernel_rows() if row["available"]])
+        metafunc.parametrize("runnable_kernel", runnable_kernels())
 
 
 @pytest.fixture(params=["numpy", "torch", "jax"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference
 from attile import flash_attention, merge_states
-from tolerance import epsilon
+from tolerance import epsilon, tiny
 
 SHAPE = (2, 5, 3, 7)
 
@@ -29,7 +29,7 @@ def check(got, arguments):
     lses = [np.where(np.isfinite(lse), np.abs(lse), 0) for lse in (arguments[1], arguments[3])]
     size = 4 + np.swapaxes(lses[0] + lses[1], 1, 2)[..., None]
     reach = np.maximum(*(np.where(np.isfinite(x.astype(float)), np.abs(x.astype(float)), 0) for x in (arguments[0], arguments[2])))
-    assert (np.abs(out.astype(float) - expected_out) <= epsilon(dtype) / 2 * np.abs(expected_out) * 1.01 + eps * size * reach + 1e-37).all()
+    assert (np.abs(out.astype(float) - expected_out) <= epsilon(dtype) / 2 * np.abs(expected_out) * 1.01 + eps * size * reach + tiny(dtype)).all()
     assert (np.isneginf(lse) == np.isneginf(expected_lse)).all()
     finite = np.isfinite(expected_lse)
     assert (np.abs(lse[finite] - expected_lse[finite]) <= 2 * eps * (1 + np.abs(expected_lse[finite]))).all()

@@ -51,6 +51,9 @@ class Judge:
     def __post_init__(self):
         self.dtype = self.arguments["query"].dtype
         self.accumulator = np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
+        logits_dtype = self.arguments.get("logits_dtype")
+        if logits_dtype is not None and np.dtype(logits_dtype) == self.accumulator:
+            self.arguments = self.arguments | {"logits_dtype": None}  # no rounding beyond the accumulator's own
         self.out, self.lse = reference.flash_attention(**{**self.arguments, "return_lse": True})
         score = reference.score_options(**{"head_dim": self.arguments["query"].shape[-1], **self.arguments})
         pieces = list(reference.sequences(**self.arguments))

@@ -1,0 +1,172 @@
+"""Memory: a call needs a few tiles a thread whatever the lengths are, and offsets are 64-bit."""
+
+import json
+import mmap
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import attile
+import numpy as np
+import pytest
+import reference
+from attile import FlashAttentionConfig, flash_attention
+from tolerance import Judge
+
+LONG = 65_536
+MOST_EXTRA_MIB = 4  # a thread; the scores of one head at this length are 16,384 MiB
+
+linux_only = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux's /proc")
+
+MEASURE = """
+    import json, sys
+    import numpy as np
+    import attile
+
+    def status(field):
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    def reset_peak():
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+    spec = json.loads(sys.argv[1])
+    n, m, heads, dim = spec["n"], spec["m"], spec["heads"], spec["dim"]
+    rng = np.random.default_rng(0)
+    def arrays(n, m):
+        q, k = (rng.standard_normal((1, rows, h, dim), dtype=np.float32).astype(spec["dtype"]) for rows, h in ((n, heads), (m, 1)))
+        return q, k, k
+    options = spec["options"]
+    attile.set_num_threads(spec["threads"])
+    attile.flash_attention(*arrays(512, 512), return_lse=True, **options)  # threads, scratch
+    q, k, v = arrays(n, m)
+    out = np.full(q.shape, np.nan, q.dtype)
+    if spec["packed"]:
+        q, k, v, out = q[0], k[0], v[0], out[0]
+        options |= {"cum_seqlens_q": np.arange(0, n + 1, n // spec["packed"]), "cum_seqlens_k": np.arange(0, m + 1, m // spec["packed"])}
+    if spec["bias"]:
+        options["bias"] = rng.standard_normal((1, m), dtype=np.float32)
+    call = lambda: attile.flash_attention(q, k, v, out=out, **options)
+    reset_peak()
+    before = status("VmRSS")
+    call()
+    print(json.dumps({"extra_kib": status("VmHWM") - before, "nan": bool(np.isnan(out.astype(np.float32)).any())}))
+"""
+
+
+def extra_mib(**spec):
+    """Megabytes that a call of this size needs beyond its inputs and outputs, measured in a process of its own."""
+    spec = {"n": LONG, "m": LONG, "heads": 1, "dim": 8, "dtype": "float32", "threads": 1, "packed": 0, "bias": False, "options": {}} | spec
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(MEASURE), json.dumps(spec)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert not measured["nan"]
+    return measured["extra_kib"] / 1024
+
+
+@linux_only
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"options": {"causal": True}},
+        {"options": {"sliding_window": 100}},
+        {"options": {"sliding_window": 100, "dropout_prob": 0.1, "dropout_seed": 1}},
+        {"n": 64, "heads": 4, "bias": True},
+        {"m": 64, "heads": 4},
+        {"n": 1, "m": 16 * LONG, "dim": 32},
+        {"dtype": "float16", "options": {"sliding_window": 100}},
+        {"dtype": "float64", "options": {"sliding_window": 100}},
+        {"packed": LONG},
+        {"packed": 256},
+    ],
+    ids=str,
+)
+def test_a_long_call_needs_a_few_tiles_a_thread(spec, threads):
+    assert extra_mib(threads=threads, **spec) <= MOST_EXTRA_MIB * threads
+
+
+@linux_only
+def test_the_measurement_sees_what_it_looks_for():
+    """The same script around an attention that stores its scores."""
+    global MEASURE
+    script = MEASURE.replace("call()", "s = np.einsum('bihd,bjhd->bij', q, k)\n    out[...] = 0").replace("attile.flash_attention(*arrays(512, 512), return_lse=True, **options)", "None")
+    original, MEASURE = MEASURE, script
+    try:
+        assert extra_mib(n=4096, m=4096) > 60
+    finally:
+        MEASURE = original
+
+
+def test_workspace_does_not_grow_with_length():
+    def workspace(n):
+        x = np.lib.stride_tricks.as_strided(np.zeros(64, np.float32), (1, n, 1, 64), (0, 0, 0, 4))
+        return attile.explain(flash_attention, x, x, x)["workspace_bytes"]
+
+    assert workspace(2**20) <= workspace(2**14)
+
+
+# ---- more than 2^31 elements; the pages between those that are used are never touched, so they cost nothing
+
+
+def sparse(elements, dtype):
+    """Zeros that take no memory until they are written."""
+    dtype = np.dtype(dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return np.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags=flags), dtype)
+
+
+def spread(x, stride):
+    """The same values with `stride` elements from one token to the next."""
+    room = sparse((x.shape[1] - 1) * stride + x[0, 0].size, x.dtype)
+    view = np.lib.stride_tricks.as_strided(room, x.shape, [0, stride * x.itemsize, *x.strides[2:]])
+    view[...] = x
+    return view
+
+
+@pytest.mark.parametrize("far", ["query", "key", "value", "out"])
+def test_offsets_beyond_2_to_the_31_elements(far, runnable_kernel):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((1, 40, 2, 16)).astype(np.float16) for name in ("query", "key", "value")}
+    judge = Judge(dict(arrays))
+    out = np.full(judge.out.shape, np.nan, np.float16)
+    stride = 2**27 + 32  # 40 tokens reach over 2^32 elements
+    if far == "out":
+        out = spread(out, stride)
+    else:
+        arrays[far] = spread(arrays[far], stride)
+    flash_attention(**arrays, out=out, cfg=FlashAttentionConfig(kernel=runnable_kernel))
+    judge.check(out)
+
+
+@pytest.mark.parametrize("name", ["bias", "attention_mask"])
+def test_bias_and_mask_of_more_than_2_to_the_31_elements(name, runnable_kernel):
+    n = 50_000
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, n, 1, 4)).astype(np.float32) for _ in range(3))
+    x = sparse(n * n, np.float16 if name == "bias" else np.uint8).reshape(n, n)
+    last = np.arange(n - 70, n)
+    x[last[:, None], last[None, :]] = np.where(rng.random((70, 70)) < 0.5, 1, 0)
+    out = flash_attention(query, key, value, sliding_window=(50, 0), **{name: x}, cfg=FlashAttentionConfig(kernel=runnable_kernel))
+    # the last rows alone; those before their first key belong to other pages
+    part = {name: x[-70:, -70:]}
+    expected = reference.flash_attention(query[:, -70:], key[:, -70:], value[:, -70:], sliding_window=(50, 0), **part)
+    np.testing.assert_allclose(out[:, -20:], expected[:, -20:], atol=2e-6)
+
+
+@pytest.mark.slow
+def test_results_of_more_than_2_to_the_31_elements():
+    tokens, heads, dim = 2**16 + 3, 64, 512
+    available = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    if available < 7 * 2**20:
+        pytest.skip(f"needs 7 GiB of memory, {available / 2**20:.1f} GiB are free")
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((1, tokens, heads, 1)).astype(np.float16)
+    key, value = rng.standard_normal((1, 2, heads, 1)).astype(np.float16), rng.standard_normal((1, 2, heads, dim)).astype(np.float16)
+    out, lse = flash_attention(query, key, value, return_lse=True)
+    assert out.size > 2**31
+    for i in (0, 2**15, 2**16 - 1, tokens - 1):
+        judge = Judge({"query": query[:, i : i + 1], "key": key, "value": value})
+        judge.check(out[:, i : i + 1], lse[..., i : i + 1])
