@@ -213,12 +213,12 @@ class Producer(ArrayLibrary):
 LIBRARIES: list[ArrayLibrary] = [NumPy(), Torch(), JAX(), CuPy()]
 
 
-def recognise(cls: type) -> tuple[ArrayLibrary, str] | None:
+def recognise(array_type: type) -> tuple[ArrayLibrary, str] | None:
     """Library of an array type, and the route by which its arrays are read.
 
     Parameters
     ----------
-    cls : type
+    array_type : type
         The type of an argument.
 
     Returns
@@ -227,13 +227,13 @@ def recognise(cls: type) -> tuple[ArrayLibrary, str] | None:
         None when the type is no array type.
     """
     for library in LIBRARIES:
-        route = library.route(cls)
+        route = library.route(array_type)
         if route is not None:
             return library, route
-    if not hasattr(cls, "__dlpack__"):
+    if not hasattr(array_type, "__dlpack__"):
         return None
-    producer = Producer(cls)
-    return producer, producer.route(cls)
+    producer = Producer(array_type)
+    return producer, producer.route(array_type)
 
 
 def frameworks() -> list[dict[str, str]]:
@@ -242,7 +242,7 @@ def frameworks() -> list[dict[str, str]]:
     Returns
     -------
     list of dict
-        name, version, route; the libraries are not imported by this.
+        The keys are name, version and route. No library is imported by this.
     """
     types = {"numpy": "ndarray", "torch": "Tensor", "jax": "Array", "cupy": "ndarray"}
     routes = {"numpy": "NumPy's C struct", "exchange": "DLPack C exchange API", "protocol": "__dlpack__"}

@@ -136,13 +136,13 @@ def flash_attention(
     Parameters
     ----------
     query : array [B, Tq, Hq, D]
-        float64, float32, float16 or bfloat16 (NumPy: ``ml_dtypes.bfloat16``). Rank 3 works like B = 1, or is
-        packed, [total, Hq, D], with `cum_seqlens_q` and `cum_seqlens_k`. Any strides whose last dimension is
+        Queries in float64, float32, float16 or bfloat16 (NumPy: ``ml_dtypes.bfloat16``). Rank 3 works like B = 1,
+        or is packed, [total, Hq, D], with `cum_seqlens_q` and `cum_seqlens_k`. Any strides whose last dimension is
         contiguous; no array is copied.
     key : array [B, Tk, Hk, D]
-        Same dtype as query.
+        Keys, of the dtype of query.
     value : array [B, Tk, Hk, Dv]
-        Same dtype as query.
+        Values, of the dtype of query.
     bias : array, any floating dtype, broadcasting to [B, Hq, Tq, Tk], optional
         Added to the scores. Without a cap, -inf means unseen.
     cum_seqlens_q : array, int32 or int64 [B + 1], optional

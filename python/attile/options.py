@@ -28,17 +28,17 @@ def precision_name(function: str, value: Any) -> str:
     """
     if value is None:
         return "highest"
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ValueError(f"{function}: precision must be one value or a pair: expected 2 values, got {len(value)}")
-        return min((precision_name(function, part) for part in value), key=PRECISIONS.index)
-    name = value if isinstance(value, str) else None
     kind = type(value).__name__
     if kind in ("DotAlgorithm", "DotAlgorithmPreset"):
         raise NotImplementedError(
             f"{function}: precision must not be a {kind}: expected None, 'highest', 'high', 'default' or "
             f"jax.lax.Precision, got {value}"
         )
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{function}: precision must be one value or a pair: expected 2 values, got {len(value)}")
+        return min((precision_name(function, part) for part in value), key=PRECISIONS.index)
+    name = value if isinstance(value, str) else None
     if kind == "Precision" and isinstance(getattr(value, "name", None), str):
         name = value.name.lower()
     if name is None:

@@ -74,6 +74,8 @@ py::object checked(PyObject* object, const Library& library, const char* functio
 
 // The export failed: the library may know why, else its own words are the reason.
 [[noreturn]] void refuse_export(PyObject* object, const Library& library, const char* function, const char* argument, bool in_place) {
+  // Not for us to explain: KeyboardInterrupt and the like.
+  if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError)) throw py::error_already_set();
   py::error_already_set cause;
   checked(object, library, function, argument, in_place);
   cause.restore();

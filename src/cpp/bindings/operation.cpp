@@ -38,7 +38,7 @@ PyObject* run(Operation op, const Call& call, PyObject* out, const attile_tensor
 }
 
 PyObject* explain(Operation op, const attile_tensor* out_tensor) {
-  if (out_tensor && attile_op_num_outputs(op.get()) == 1) check(attile_op_bind(op.get(), &out_tensor, 1));
+  if (out_tensor) check(attile_op_bind(op.get(), &out_tensor, 1));
   return py::str(attile_op_explain(op.get())).release().ptr();
 }
 
