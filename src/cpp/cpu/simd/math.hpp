@@ -1,6 +1,6 @@
 // exp2 and tanh of vectors.
 //
-//   2^x = 2^n (1 + r q(r)),  n = round(x),  |r| <= 1/2,  q minimax: relative error 2.6e-9 (float), 1.8e-17 (double)
+//   2^x = 2^n (1 + r q(r)),  n = round(x),  |r| <= 1/2,  q minimax with relative error 1.1e-8 (float), 1.8e-17 (double)
 //   tanh(x) = sign(x) * -e / (2 + e),  e = 2^(-2 |x| log2 e) - 1 taken without cancellation
 //
 // Adding 1.5 * 2^mantissa + bias to x rounds it to an integer and leaves the biased exponent in the low bits, so 2^n is one
@@ -16,16 +16,16 @@ struct Exp2;
 template <>
 struct Exp2<float> {
   static constexpr int kTerms = 6;
-  static constexpr float kQ[kTerms] = {0.693147215f,    0.2402265278f,  0.05550310551f,
-                                       0.009617692973f, 0.00134066439f, 0.0001559467816f};
+  static constexpr float kQ[kTerms] = {0.6931471879f,   0.2402264979f,   0.05550357434f,
+                                       0.009618237494f, 0.001339073548f, 0.0001540351262f};
 };
 template <>
 struct Exp2<double> {
   static constexpr int kTerms = 11;
-  static constexpr double kQ[kTerms] = {0.69314718055994569675,    0.24022650695910098007,    0.055504108664790394552,
-                                        0.0096181291076070023796,  0.0013333558153439964747,  0.0001540353044157213033,
-                                        0.000015252727385193868197, 1.3215442675329822143e-6, 1.0180647659234138888e-7,
-                                        7.0725704128144235096e-9,  4.078071929588336665e-10};
+  static constexpr double kQ[kTerms] = {0.6931471805599453112,     0.24022650695910097889,    0.055504108664821236499,
+                                        0.0096181291076070652998,  0.0013333558146531644707,  0.00015403530441481283746,
+                                        0.000015252733701200713074, 1.3215442723878388157e-6, 1.0178121305806718011e-7,
+                                        7.0725617683983011661e-9,  4.4455361318481760235e-10};
 };
 
 // power = 2^n and fraction = 2^r - 1.
