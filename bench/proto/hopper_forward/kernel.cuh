@@ -300,9 +300,67 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       pack(s);  // not earlier: ptxas serialises wgmmas if a register that feeds one is written while another runs
       if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
     };
+    // As step, but P V of tile j is issued in pieces between the parts of the softmax of tile j - 1.
+    auto spread_step = [&](auto masked) {
+      float s[N / 2];
+      k_ring.wait_full();
+      turn.wait();
+      issue_qk(s);
+      if (T::kTune.pass == 0) turn.pass();
+      if (T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
+      v_ring.wait_full();
+      ptx::wgmma_wait<0>();
+      ptx::pin(s), ptx::pin(o);
+      if (T::kTune.pass == 1) turn.pass();
+      --j;
+      release_k();
+      q_ring.release(j == w.j_begin);
+      if constexpr (decltype(masked)::value) mask(s, w, j);
+
+      const uint32_t v = v_desc + v_ring.stage * (T::kVBytes / 16);
+      auto pieces = [&](auto part) {  // the steps of P V that belong after this part of the softmax
+        constexpr int kPart = decltype(part)::value, kParts = T::kTune.spread, kSteps = N / 16;
+        if constexpr (kPart < kParts)
+          matmul_pv<Element, N, (kPart * kSteps + kParts - 1) / kParts, ((kPart + 1) * kSteps + kParts - 1) / kParts>(o, prob, v);
+        if constexpr (kPart == kParts - 1) {
+          ptx::wgmma_commit();
+          if (T::kTune.pass == 3) turn.pass();
+        }
+      };
+      float offset[2];
+      auto eighth = [&](auto part) {
+        constexpr int kPart = decltype(part)::value;
+        state.template exponentiate<kPart - 2, kPart - 1, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+        ptx::pin(s);
+        pieces(part);
+      };
+      ptx::wgmma_fence();
+      pieces(std::integral_constant<int, 0>{});
+      state.template find_row_max<0, T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, 0);
+      pieces(std::integral_constant<int, 1>{});
+      eighth(std::integral_constant<int, 2>{});
+      state.template find_row_max<1, T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
+      eighth(std::integral_constant<int, 3>{});
+      eighth(std::integral_constant<int, 4>{});
+      eighth(std::integral_constant<int, 5>{});
+      eighth(std::integral_constant<int, 6>{});
+      eighth(std::integral_constant<int, 7>{});
+      eighth(std::integral_constant<int, 8>{});
+      eighth(std::integral_constant<int, 9>{});
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      if (T::kTune.pass == 2) turn.pass();
+      release_v();
+      pack(s);
+      if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
+    };
+    auto one = [&](auto masked) {
+      if constexpr (T::kTune.spread > 0) spread_step(masked);
+      else step(masked);
+    };
     const int masked_down_to = max(w.j_begin, full_end(w));
-    while (j > masked_down_to) step(std::true_type{});
-    while (j > w.j_begin) step(std::false_type{});
+    while (j > masked_down_to) one(std::true_type{});
+    while (j > w.j_begin) one(std::false_type{});
 
     q_ring.advance();
 

@@ -15,17 +15,18 @@ struct Band {
 template <int N, bool kHigh, bool kLow, int kRegs>
 __device__ __forceinline__ void mask_scores(float (&s)[kRegs], const Band& band, int row, int key0) {
   static_assert(kRegs == N / 2);
+  const int column0 = key0 + 2 * (threadIdx.x % 4);
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int column0 = key0 + 2 * (threadIdx.x % 4);
-    int end = band.seqlen_k;
-    if (kHigh) end = min(end, row + 8 * r + band.high + 1);
-    end -= column0;
-    const int begin = row + 8 * r + band.low - column0;
+  for (int r = 0; r < 2; ++r)
 #pragma unroll
     for (int i = 0; i < N / 8; ++i)
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (8 * i + e >= end || (kLow && 8 * i + e < begin)) s[4 * i + 2 * r + e] = -INFINITY;
-  }
+      for (int e = 0; e < 2; ++e) {
+        float& x = s[4 * i + 2 * r + e];
+        // The second row is 8 below the first: its comparisons with the diagonal are those of the 8 columns before.
+        const int column = column0 + 8 * i + e, diagonal = 8 * (i - r) + e;
+        if (kHigh && diagonal >= row + band.high + 1 - column0) x = -INFINITY;
+        if (kLow && diagonal < row + band.low - column0) x = -INFINITY;
+        if (!kHigh && column >= band.seqlen_k) x = -INFINITY;
+      }
 }

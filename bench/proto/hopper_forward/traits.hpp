@@ -27,6 +27,10 @@ struct Tuning {
   // basic block goes; so a wait for the next V tile, which has long come, ends the block).
   int wait_after;
   bool early_rescale;  // O is rescaled under the next Q K^T, not after P V
+  // P V is issued in pieces between the parts of the softmax (a product with A in registers stalls its warp until the tensor core
+  // takes it); so many parts get pieces: 1: before the maximum, 2: also after the first row's maximum, 3..10: after each eighth of
+  // the exp2. 0: P V is issued as a whole before S is complete.
+  int spread;
   int poly;          // of every 8 exp2, so many are polynomials on the FMA units
 };
 
@@ -44,7 +48,7 @@ struct Traits {
                                   kBlocksV % kCluster == 0));
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
-  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 240;
+  static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : kConsumers == 3 ? 160 : 240;
   static constexpr int kQBytes = kTileM * kBlocksQk * 128, kKBytes = kTileN * kBlocksQk * 128, kVBytes = kTileN * kBlocksV * 128;
 };
 
