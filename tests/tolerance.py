@@ -4,7 +4,7 @@ Each element has its own unit of error: what one rounding of every intermediate 
 
     unit = u_in  * (|out| + sqrt(sum_j p_j^2 v_j^2))                          p and out rounded to the input dtype
          + u_acc * (sum_j p_j (1 + S_j) |v_j| + |out| sum_j p_j (1 + S_j))    scores and sums in the accumulator's dtype
-         + what may underflow,      S_j = sum_d |scale q_d k_jd| + |bias_j|,  u half the distance from 1 to the next number
+         + what may underflow,          S_j = sum_d |scale q_d k_jd| + |bias_j| + |s_j - m|,   u the unit roundoff
 
 (roundings of p are independent, hence the root: in a long row they average out, and one key too many is seen). A plain computation, loops
 over d and j in the working precision with only the permitted roundings, tells how many units are normal: r = max error / unit. An answer
@@ -119,10 +119,11 @@ def unit_of_error(piece, dtype, accumulator, *, normalize_output, dropout_prob, 
             size = size + np.abs(piece.bias.astype(work))
         if score["logits_soft_cap"] is not None:
             size = size * (1 - (s / score["logits_soft_cap"]) ** 2) + np.abs(s)
+        exponent = size + np.abs(s - m[..., None])
         v = piece.v.astype(work)
 
         def weigh(weights):
-            return np.where(weights == 0, 0, weights * (1 + size))
+            return np.where(weights == 0, 0, weights * (1 + exponent))
 
         if normalize_output:
             p = reference.divide_rows(p, denominator)
@@ -134,7 +135,7 @@ def unit_of_error(piece, dtype, accumulator, *, normalize_output, dropout_prob, 
         if normalize_output:
             scores_cost = weigh(survivors) @ np.abs(v) + np.abs(out) * row[..., None]
         else:  # an error of the maximum does not cancel
-            most = np.where(p == 0, 0, size).max(-1, initial=0) + np.abs(sinks).max(-1, initial=0)[:, None]
+            most = np.where(p == 0, 0, exponent).max(-1, initial=0) + np.abs(sinks).max(-1, initial=0)[:, None]
             scores_cost = weigh(survivors) @ np.abs(v) + (survivors @ np.abs(v)) * most[..., None]
         # exp(s - m) below this is lost; so is an output below the smallest number of its dtype
         lost = tiny(dtype) / np.where(denominator == 0, 1, denominator if normalize_output else 1)[..., None] / (1 - dropout_prob)

@@ -173,7 +173,13 @@ class JAX(ArrayLibrary):
     def adopt(self, buffer, like):
         import jax
 
-        array = jax.dlpack.from_dlpack(buffer)
+        if like.dtype == np.float64 and not jax.config.jax_enable_x64:
+            # made in JAX's 64-bit mode and used outside it, where JAX would turn the result into float32
+            enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+            with enable_x64(True):
+                array = jax.dlpack.from_dlpack(buffer)
+        else:
+            array = jax.dlpack.from_dlpack(buffer)
         return array if array.devices() == like.devices() else jax.device_put(array, like.sharding)
 
 
