@@ -23,7 +23,7 @@ struct Strides {
 };
 
 struct Params {
-  CUtensorMap q, k, v;
+  CUtensorMap q, k, v, out_map;  // out_map: boxes of 64 x 64
   void* out;
   float* lse;  // [batch][head][seqlen_q]
   Strides out_strides;
@@ -101,35 +101,58 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     work_ring.advance();
   };
 
-  int index = blockIdx.x;
-  Work w = describe<T>(p, index);
-  tell(w);
-  for (;;) {
-    kv_head = w.head / p.group;
-    load_k(w, w.j_end - 1);
+  auto load_q = [&](const Work& w) {
     const uint32_t bar = q_ring.acquire(T::kQBytes);
     ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes, &p.q, bar, ptx::kEvictFirst, 0, w.m * T::kTileM, 0, w.head, w.batch);
     q_ring.advance();
-    for (int j = w.j_end - 1; j > w.j_begin; --j) {
-      load_k(w, j - 1);
-      load_v(w, j);
-    }
-    // The next tile is drawn as late as its loads allow: blocks that run ahead get more.
-    unsigned drawn = 0;
+  };
+
+  int index = blockIdx.x;
+  unsigned drawn = 0;
+  // The next tile: drawn two key tiles before it is needed (blocks that run ahead get more), decoded one later.
+  auto draw = [&] {
     if constexpr (T::kTune.schedule == Schedule::kDynamic) drawn = atomicAdd(p.counter, 1u);
-    load_v(w, w.j_begin);
+  };
+  auto next_work = [&] {
     if constexpr (T::kTune.schedule == Schedule::kSingle) index = count;
     if constexpr (T::kTune.schedule == Schedule::kStatic) index += gridDim.x;
     if constexpr (T::kTune.schedule == Schedule::kDynamic) {
       if (drawn == static_cast<unsigned>(count - 1)) atomicExch(p.counter, 0u);
       index = static_cast<int>(drawn + gridDim.x);
     }
-    if (index >= count) break;
-    w = describe<T>(p, index);
-    tell(w);
-  }
-  w.j_end = 0;
+    if (index < count) return describe<T>(p, index);
+    return Work{};
+  };
+
+  Work w = describe<T>(p, index);
   tell(w);
+  kv_head = w.head / p.group;
+  load_q(w);
+  load_k(w, w.j_end - 1);
+  for (;;) {
+    const int draw_at = min(w.j_end - 1, w.j_begin + 2);
+    for (int j = w.j_end - 1; j > w.j_begin; --j) {
+      if (j == draw_at) draw();
+      load_k(w, j - 1);
+      load_v(w, j);
+    }
+    if (draw_at == w.j_begin) draw();
+    const Work next = next_work();
+    tell(next);
+    // The next tile's first loads go ahead of this one's last V, whose place is not yet free.
+    const int next_kv_head = next.head / p.group, this_kv_head = kv_head;
+    if (next.j_end > 0) {
+      if constexpr (T::kQStages > 1) load_q(next);
+      kv_head = next_kv_head;
+      load_k(next, next.j_end - 1);
+      kv_head = this_kv_head;
+    }
+    load_v(w, w.j_begin);
+    if (next.j_end == 0) break;
+    if constexpr (T::kQStages == 1) load_q(next);
+    w = next;
+    kv_head = next_kv_head;
+  }
 }
 
 // ---- consumers -------------------------------------------------------------------------------------------------------------
@@ -177,6 +200,29 @@ __device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (
       if (row + 8 * r < rows_left) *reinterpret_cast<uint4*>(line + 32 * c) = make_uint4(w[0], w[1], w[2], w[3]);
     }
   }
+}
+
+// The same through shared memory (this warpgroup's 64 query rows, swizzled as Q was) and TMA, which leaves out rows that do not
+// exist. The caller's thread 0 waits for the copy before that memory is used again.
+template <class T, int kRegs>
+__device__ __forceinline__ void store_out_tma(const float (&o)[kRegs], const float (&factor)[2], uint32_t rows, const CUtensorMap* map,
+                                              const Work& w, int first_row, int barrier) {
+  using Element = typename T::Element;
+  const int lane = threadIdx.x % 32;
+  const uint32_t line = rows + (threadIdx.x % 128 / 32 * 16 + lane % 16) * 128;
+#pragma unroll
+  for (int c = 0; c < kRegs / 8; ++c) {  // 16 columns
+    uint32_t x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = ptx::pack<Element>(o[8 * c + 2 * i] * factor[i % 2], o[8 * c + 2 * i + 1] * factor[i % 2]);
+    ptx::store_matrix_x4(line + c / 4 * T::kTileM * 128 + ((c % 4 * 2 + lane / 16) ^ (lane % 8)) * 16, x[0], x[1], x[2], x[3]);
+  }
+  ptx::fence_async_proxy();
+  ptx::named_barrier_sync(barrier, 128);
+#pragma unroll
+  for (int c = 0; c < T::kBlocksV; ++c)
+    ptx::tma_store_5d_if(threadIdx.x % 128 == 0, rows + c * T::kTileM * 128, map, 0, first_row, c, w.head, w.batch);
+  ptx::tma_store_commit();
 }
 
 template <class T>
@@ -240,7 +286,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     ptx::pin(s);
     const int j = w.j_end - 1;
     release_k();
-    q_ring.release(j == w.j_begin);
+    if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
 #pragma unroll
     for (int i = 0; i < T::Dv / 2; ++i) o[i] = 0.f;
     state.reset();
@@ -278,7 +324,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       if (T::kTune.pass == 1) turn.pass();
       --j;
       release_k();
-      q_ring.release(j == w.j_begin);
+      if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
       if constexpr (decltype(masked)::value) mask(s, w, j);
       float offset[2];
       state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
@@ -314,7 +360,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       if (T::kTune.pass == 1) turn.pass();
       --j;
       release_k();
-      q_ring.release(j == w.j_begin);
+      if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
       if constexpr (decltype(masked)::value) mask(s, w, j);
 
       const uint32_t v = v_desc + v_ring.stage * (T::kVBytes / 16);
@@ -362,6 +408,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     while (j > masked_down_to) one(std::true_type{});
     while (j > w.j_begin) one(std::false_type{});
 
+    const uint32_t own_rows = at.q() + q_ring.stage * T::kQBytes + me * 64 * 128, q_empty = q_ring.empty();
     q_ring.advance();
 
     // The last P V of this output tile, then S of the next one; the epilogue runs under the latter.
@@ -376,6 +423,12 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       for (int r = 0; r < 2; ++r)
         if (lane % 4 == 0 && row + 8 * r < rows_left) lse_row[row + 8 * r] = lse[r];
     };
+    auto store = [&] {
+      if constexpr (T::kStoreByTma)
+        store_out_tma<T>(o, factor, own_rows, &p.out_map, w, first_row(w), 1 + T::kConsumers + me);
+      else
+        store_out(o, factor, out, p.out_strides.row, rows_left);
+    };
     if (T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
     const Work next = take_work();
     if (next.j_end == 0) {
@@ -385,7 +438,8 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       ptx::wgmma_wait<0>();
       ptx::pin(o);
       release_v();
-      store_out(o, factor, out, p.out_strides.row, rows_left);
+      store();
+      if (T::kStoreByTma) ptx::tma_store_wait_read();
       return;
     }
     float s[N / 2];
@@ -400,9 +454,13 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     ptx::wgmma_wait<1>();
     ptx::pin(o);
     release_v();
-    store_out(o, factor, out, p.out_strides.row, rows_left);
+    store();
     w = next;
     first_softmax(s, w);
+    if (T::kStoreByTma) {  // the copy has long read the rows
+      ptx::tma_store_wait_read();
+      ptx::mbarrier_arrive_if(q_empty, threadIdx.x % 128 == 0);
+    }
   }
 }
 
@@ -415,7 +473,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) forward_kernel(const __grid_co
     ptx::tma_prefetch_descriptor(&p.k);
     ptx::tma_prefetch_descriptor(&p.v);
     const Addresses<T> at{ptx::smem_address(&smem)};
-    at.q_ring().init(4 * T::kConsumers);
+    at.q_ring().init(T::kStoreByTma ? T::kConsumers : 4 * T::kConsumers);
     at.k_ring().init(4 * T::kConsumers * T::kCluster);
     at.v_ring().init(4 * T::kConsumers * T::kCluster);
     at.work_ring().init(4 * T::kConsumers);

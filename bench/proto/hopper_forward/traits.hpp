@@ -46,6 +46,8 @@ struct Traits {
   static constexpr int kStages = kTune.stages, kQStages = kTune.q_stages, kCluster = kTune.cluster;
   static_assert(kCluster == 1 || (!kCausal && kTune.schedule == Schedule::kStatic && kBlocksQk % kCluster == 0 &&
                                   kBlocksV % kCluster == 0));
+  // The output leaves through its own query rows' shared memory, by TMA; else from registers.
+  static constexpr bool kStoreByTma = kQStages > 1 && Dv % 64 == 0 && Dv <= D;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : kConsumers == 3 ? 160 : 240;
