@@ -12,6 +12,7 @@ import types
 import attile
 import numpy as np
 import pytest
+from run_python import run_python
 
 rng = np.random.default_rng(20261121)
 Q = rng.standard_normal((2, 9, 4, 16), dtype=np.float32)
@@ -59,7 +60,7 @@ def test_flash_attention_signature():
         normalize_output=True, precision=None, logits_dtype=None, q_segment_ids=None, kv_segment_ids=None,
         q_scale=None, k_scale=None, v_scale=None, return_lse=False, out=None, platform="auto", cfg=None"""
     scope = {}
-    exec(f"def expected({text}): pass", scope)  # noqa: S102
+    exec(f"def expected({text}): pass", scope)
     assert without_annotations(attile.flash_attention) == inspect.signature(scope["expected"])
 
 
@@ -249,9 +250,8 @@ def test_precision():
 
 def test_precision_of_jax():
     pytest.importorskip("jax")
-    from jax.lax import DotAlgorithm, DotAlgorithmPreset, Precision
-
     from attile.options import precision_name
+    from jax.lax import DotAlgorithm, DotAlgorithmPreset, Precision
 
     name = lambda value: precision_name("f", value)  # noqa: E731
     assert [name(p) for p in (Precision.HIGHEST, Precision.HIGH, Precision.DEFAULT)] == ["highest", "high", "default"]
@@ -259,7 +259,7 @@ def test_precision_of_jax():
     assert name((Precision.DEFAULT, None)) == "highest"
     assert equal(attention(precision=Precision.HIGHEST), attention())
     for algorithm in (DotAlgorithmPreset.BF16_BF16_F32, DotAlgorithm(np.float16, np.float16, np.float32)):
-        with pytest.raises(NotImplementedError, match="^flash_attention: precision must not be a DotAlgorithm"):
+        with pytest.raises(NotImplementedError, match=r"^flash_attention: precision must not be a DotAlgorithm"):
             attention(precision=algorithm)
 
 
@@ -330,12 +330,8 @@ def test_config_has_effect(runnable_kernel):
 
 def test_kernel_by_environment():
     code = "import attile, numpy as np; x = np.ones((1, 4, 1, 8), np.float32); print(attile.explain(attile.flash_attention, x, x, x)['kernel'])"
-    import os
-
     names = [kernel["name"] for kernel in attile.show_config()["kernels"] if kernel["available"]]
-    for name in names:
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "ATTILE_KERNEL": name})
-        assert run.stdout.strip() == name
+    assert [run_python(code, ATTILE_KERNEL=name).strip() for name in names] == names
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------------

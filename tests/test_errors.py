@@ -4,40 +4,27 @@ A row of BAD says what differs from a good call. The message must name the funct
 was found; `out` is full of a pattern that must still be there.
 """
 
-import importlib.util
-import subprocess
-import sys
-
 import attile
 import numpy as np
 import pytest
-
-B, TQ, TK, HQ, HK, D, DV = 2, 5, 7, 4, 2, 16, 8
-PATTERN = np.float32(-12345.5)
-
-rng = np.random.default_rng(20261121)
-
-
-def normal(*shape, dtype=np.float32):
-    return rng.standard_normal(shape).astype(dtype)
-
-
-def good():
-    return {"query": normal(B, TQ, HQ, D), "key": normal(B, TK, HK, D), "value": normal(B, TK, HK, DV)}
-
-
-def sentinel(shape=(B, TQ, HQ, DV), dtype=np.float32):
-    return np.full(shape, PATTERN, dtype)
-
-
-def cu(*entries, dtype=np.int32):
-    return np.array(entries, dtype=dtype)
-
-
-def packed(**more):
-    """A good call of rank 3 with two sequences, changed."""
-    arrays = {"query": normal(9, HQ, D), "key": normal(11, HK, D), "value": normal(11, HK, DV), "out": sentinel((9, HQ, DV))}
-    return {**arrays, "cum_seqlens_q": cu(0, 4, 9), "cum_seqlens_k": cu(0, 5, 11), **more}
+from calls import (
+    DV,
+    HK,
+    HQ,
+    PATTERN,
+    TK,
+    TQ,
+    B,
+    D,
+    cu,
+    good,
+    normal,
+    packed,
+    read_only,
+    sentinel,
+)
+from producers import Broken, OnCpu, OnCuda, OnMetal, WrongCapsule, needs_versions
+from run_python import run_python
 
 
 def half_bytes(shape):
@@ -52,11 +39,6 @@ def fused_out():
     both = sentinel((B, TQ, HQ, D + DV))
     both[..., :D] = 1
     return {"query": both[..., :D], "out": both[..., D:]}
-
-
-def read_only(array):
-    array.flags.writeable = False
-    return array
 
 
 def repeated_out():
@@ -74,57 +56,6 @@ class Masks:
 
     def __init__(self, **fields):
         vars(self).update(fields)
-
-
-class ForeignCuda:
-    """An array on a CUDA device, as far as a capsule tells."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack_device__(self):
-        return (2, 0)
-
-    def __dlpack__(self, **kwargs):
-        return relabelled(self.array, device=2)
-
-
-def relabelled(array, device):
-    """NumPy's capsule with another device in it (DLManagedTensorVersioned: 32 bytes, then data, device)."""
-    import ctypes
-
-    capsule = array.__dlpack__(max_version=(1, 0))
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    address = pointer(capsule, b"dltensor_versioned")
-    ctypes.c_int32.from_address(address + 32 + 8).value = device
-    return capsule
-
-
-def foreign(device):
-    class Foreign(ForeignCuda):
-        def __dlpack_device__(self):
-            return (device, 0)
-
-        def __dlpack__(self, **kwargs):
-            return relabelled(self.array, device=device)
-
-    return Foreign
-
-
-class Broken:
-    """Exports nothing."""
-
-    def __dlpack_device__(self):
-        return (1, 0)
-
-    def __dlpack__(self, **kwargs):
-        raise BufferError("the data is lent out")
-
-
-class WrongCapsule(Broken):
-    def __dlpack__(self, **kwargs):
-        return "no capsule"
 
 
 def ids(*shape, dtype=np.int32):
@@ -382,23 +313,25 @@ def test_no_kernel_takes_it_lists_every_kernel():
 # ---- foreign arrays --------------------------------------------------------------------------------------------------------
 
 
+@needs_versions
 def test_cuda_arrays_name_what_is_missing():
-    arrays = {name: ForeignCuda(array) for name, array in good().items()}
+    arrays = {name: OnCuda(array) for name, array in good().items()}
     with pytest.raises(NotImplementedError, match=r"^flash_attention: query is on a CUDA device, and this build of attile has no CUDA kernels"):
         attile.flash_attention(**arrays)
     with pytest.raises(ValueError, match=r"^flash_attention: platform must hold the arrays: expected cpu arrays"):
         attile.flash_attention(**arrays, platform="cpu")
 
 
+@needs_versions
 def test_arrays_of_two_devices():
-    cpu = foreign(1)
-    arrays = {name: cpu(array) for name, array in good().items()}
+    arrays = {name: OnCpu(array) for name, array in good().items()}
     with pytest.raises(ValueError, match=r"^flash_attention: key must be on the device of query: expected cpu:0, got cuda:0"):
-        attile.flash_attention(**{**arrays, "key": ForeignCuda(arrays["key"].array)})
+        attile.flash_attention(**{**arrays, "key": OnCuda(arrays["key"].array)})
 
 
+@needs_versions
 def test_unknown_device():
-    arrays = {name: foreign(8)(array) for name, array in good().items()}
+    arrays = {name: OnMetal(array) for name, array in good().items()}
     with pytest.raises(ValueError, match=r"^flash_attention: query is on an unsupported device: expected cpu"):
         attile.flash_attention(**arrays)
 
@@ -410,14 +343,15 @@ def test_a_producer_that_fails(query, reason):
     assert isinstance(caught.value.__cause__, BufferError)
 
 
+@needs_versions
 def test_cupy_is_recognised_without_a_gpu():
     code = """
 import sys, types
 import numpy as np
 sys.path[:0] = sys.argv[1:]
-import attile, test_errors
+import attile, producers
 cupy = types.ModuleType("cupy")
-class ndarray(test_errors.ForeignCuda): pass
+class ndarray(producers.OnCuda): pass
 ndarray.__module__ = "cupy"
 cupy.ndarray, cupy.__version__ = ndarray, "14.2"
 sys.modules["cupy"] = cupy
@@ -432,164 +366,10 @@ except NotImplementedError as error:
     print(error)
 print(attile.show_config()["frameworks"][-1])
 """
-    folder = __file__.rpartition("/")[0]
-    lines = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = run_python(code, __file__.rpartition("/")[0]).splitlines()
     assert lines[0] == "flash_attention: value must be of the library of the first argument: expected cupy, got numpy"
     assert lines[1] == "flash_attention: query is on a CUDA device, and this build of attile has no CUDA kernels"
     assert lines[2] == "{'name': 'cupy', 'version': '14.2', 'route': '__dlpack__'}"
-
-
-# ---- torch -----------------------------------------------------------------------------------------------------------------
-
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-
-
-def torch_arrays():
-    import torch
-
-    return {name: torch.from_numpy(array) for name, array in good().items()}
-
-
-def torch_kinds():
-    import torch
-
-    def fake():
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        with FakeTensorMode():
-            return torch.ones(B, TQ, HQ, D)
-
-    grad = "query must not require grad"
-    return {
-        "requires grad": (lambda: {"query": torch.ones(B, TQ, HQ, D, requires_grad=True)}, NOT, grad + r": expected requires_grad False, .*, got True"),
-        "parameter": (lambda: {"query": torch.nn.Parameter(torch.ones(B, TQ, HQ, D))}, NOT, grad),
-        "bias requires grad": (lambda: {"bias": torch.zeros(TQ, TK, requires_grad=True)}, NOT, "bias must not require grad"),
-        "requires grad and out": (
-            lambda: {"query": torch.ones(B, TQ, HQ, D, requires_grad=True), "out": torch.full((B, TQ, HQ, DV), float(PATTERN))},
-            VALUE,
-            grad + r" when out is given: expected requires_grad False, got True",
-        ),
-        "out requires grad": (lambda: {"out": torch.full((B, TQ, HQ, DV), float(PATTERN), requires_grad=True)}, VALUE, "out must not require grad when out is given"),
-        "negative bit": (
-            lambda: {"query": torch.ones(B, TQ, HQ, D, dtype=torch.complex64).conj().imag},
-            VALUE,
-            r"query must not be a lazily negated or conjugated view: .*resolve_neg",
-        ),
-        "sparse": (lambda: {"query": torch.ones(B, TQ, HQ, D).to_sparse()}, TYPE, r"query must be a dense tensor: expected layout torch.strided, got torch.sparse_coo"),
-        "fake": (lambda: {"query": fake()}, NOT, r"query must hold data: expected a tensor in memory, got FakeTensor"),
-        "meta": (lambda: {"query": torch.ones(B, TQ, HQ, D, device="meta")}, NOT, r"query must hold data: .* on device meta"),
-        "complex": (lambda: {"query": torch.ones(B, TQ, HQ, D, dtype=torch.complex64)}, TYPE, r"query has an unsupported dtype: .* got complex64"),
-        "int": (lambda: {"key": torch.ones(B, TK, HK, D, dtype=torch.int32)}, TYPE, r"key.dtype must equal query.dtype: expected float32, got int32"),
-        "NumPy key": (lambda: {"key": normal(B, TK, HK, D)}, VALUE, r"key must be of the library of the first argument: expected torch, got numpy"),
-        "NumPy bias": (lambda: {"bias": normal(TQ, TK)}, VALUE, r"bias must be of the library of the first argument: expected torch, got numpy"),
-        "NumPy mask": (lambda: {"attention_mask": np.ones((TQ, TK), bool)}, VALUE, r"attention_mask must be of the library .* expected torch, got numpy"),
-        "NumPy out": (lambda: {"out": sentinel()}, VALUE, r"out must be of the library of the first argument: expected torch, got numpy"),
-        "scale is a tensor": (lambda: {"softmax_scale": torch.tensor(0.1)}, TYPE, r"softmax_scale must be a number: .* got torch.Tensor"),
-        "seed is a tensor": (lambda: {"dropout_prob": 0.5, "dropout_seed": torch.tensor(1)}, TYPE, r"dropout_seed must be an integer: .* got torch.Tensor"),
-        "last dimension": (lambda: {"query": torch.ones(B, TQ, D, HQ).transpose(2, 3)}, VALUE, r"query must be contiguous in its last dimension"),
-    }  # fmt: skip
-
-
-TORCH_KINDS = torch_kinds() if importlib.util.find_spec("torch") else {}
-
-
-@pytest.mark.parametrize("kind", TORCH_KINDS)
-def test_a_bad_call_with_torch(kind):
-    import torch
-
-    change, error, message = TORCH_KINDS[kind]
-    changed = change()
-    # the message differs where out is given and an input requires grad
-    needs_no_out = error is NOT and "grad" in message
-    arguments = {**torch_arrays(), **({} if needs_no_out else {"out": torch.full((B, TQ, HQ, DV), float(PATTERN))}), **changed}
-    with pytest.raises(error, match=f"^flash_attention: {message}") as caught:
-        attile.flash_attention(**arguments)
-    assert type(caught.value) is error
-    if not needs_no_out:
-        out = arguments["out"]
-        assert (np.asarray(out.detach() if isinstance(out, torch.Tensor) else out) == PATTERN).all()
-
-
-@needs_torch
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
-def test_torch_function_transforms(transform):
-    import torch
-
-    x = torch.ones(1, 2, 1, 8)
-    call = lambda q: attile.flash_attention(q, x, x).sum()  # noqa: E731
-    with pytest.raises(NotImplementedError, match=r"^flash_attention: query must not be inside a function transform"):
-        if transform == "vmap":
-            torch.func.vmap(call)(x[None])
-        elif transform == "grad":
-            torch.func.grad(call)(x)
-        else:
-            torch.func.jvp(call, (x,), (x,))
-
-
-@needs_torch
-def test_torch_index_arrays_do_not_go_with_numpy():
-    import torch
-
-    arguments = packed(cum_seqlens_q=torch.tensor([0, 4, 9]))
-    with pytest.raises(ValueError, match=r"cum_seqlens_q must be of the library of the first argument: expected numpy, got torch"):
-        attile.flash_attention(**arguments)
-    assert (arguments["out"] == PATTERN).all()
-
-
-# ---- JAX -------------------------------------------------------------------------------------------------------------------
-
-
-def jax_arrays():
-    jnp = pytest.importorskip("jax.numpy")
-    return {name: jnp.asarray(array) for name, array in good().items()}
-
-
-@pytest.mark.parametrize("transform", ["jit", "grad", "vmap"])
-def test_jax_tracers(transform):
-    arrays = jax_arrays()
-    import jax
-
-    call = {
-        "jit": lambda: jax.jit(attile.flash_attention)(**arrays),
-        "grad": lambda: jax.grad(lambda q: attile.flash_attention(q, arrays["key"], arrays["value"]).sum())(arrays["query"]),
-        "vmap": lambda: jax.vmap(attile.flash_attention)(*(a[None] for a in arrays.values())),
-    }[transform]
-    with pytest.raises(NotImplementedError, match=r"^flash_attention: query must not be traced: expected a concrete jax.Array, got \w*Tracer"):
-        call()
-
-
-def test_jax_traced_scalar():
-    arrays = jax_arrays()
-    import jax
-
-    with pytest.raises(TypeError, match=r"^flash_attention: softmax_scale must be a number: expected a Python or NumPy number, got jax.*Tracer"):
-        jax.jit(lambda scale: attile.flash_attention(**arrays, softmax_scale=scale))(0.5)
-
-
-def test_jax_out():
-    import jax.numpy as jnp
-
-    arrays = jax_arrays()
-    out = jnp.full((B, TQ, HQ, DV), PATTERN)
-    with pytest.raises(ValueError, match=r"^flash_attention: out cannot be written: expected None, for arrays of jax are immutable"):
-        attile.flash_attention(**arrays, out=out)
-    assert (np.asarray(out) == PATTERN).all()
-
-
-def test_jax_other_kinds():
-    arrays = jax_arrays()
-    import jax
-    import jax.numpy as jnp
-
-    with pytest.raises(ValueError, match=r"key must be of the library of the first argument: expected jax, got numpy"):
-        attile.flash_attention(**{**arrays, "key": np.asarray(arrays["key"])})
-    deleted = jnp.ones((B, TQ, HQ, D))
-    deleted.delete()
-    with pytest.raises(ValueError, match=r"query must hold data: expected a live jax.Array, got one that was deleted or donated"):
-        attile.flash_attention(**{**arrays, "query": deleted})
-    with pytest.raises(TypeError, match=r"query has an unsupported dtype: expected a numeric dtype, got key<"):
-        attile.flash_attention(**{**arrays, "query": jax.random.key(0)})
 
 
 # ---- merge_states and explain ----------------------------------------------------------------------------------------------
@@ -620,9 +400,8 @@ def test_a_bad_merge(change, error, message):
         attile.merge_states(**{**states(), **change})
 
 
-@needs_torch
 def test_merge_of_two_libraries():
-    import torch
+    torch = pytest.importorskip("torch")
 
     with pytest.raises(ValueError, match=r"^merge_states: lse_a must be of the library of the first argument: expected numpy, got torch"):
         attile.merge_states(**{**states(), "lse_a": torch.ones(2, 4, 3)})

@@ -32,12 +32,15 @@ class ArrayLibrary:
         In messages; arrays of one call have the same.
     mutable : bool
         Whether `out=` may be one of its arrays.
+    legacy_writable : bool
+        Whether that holds for a capsule without a version, which cannot say that it is read-only.
     flags, flag_methods : tuple of str
         Attributes, and methods without arguments: when one is true, `check` sees the array before it is read.
     """
 
     name = ""
     mutable = True
+    legacy_writable = False
     flags: tuple[str, ...] = ()
     flag_methods: tuple[str, ...] = ()
 
@@ -92,6 +95,7 @@ class Torch(ArrayLibrary):
     """torch.Tensor. The exchange table sees neither autograd, nor lazy negation, nor what a subclass means by its data."""
 
     name = "torch"
+    legacy_writable = True  # no tensor is read-only
     flags = ("requires_grad",)
     flag_methods = ("is_neg",)
 
@@ -187,6 +191,7 @@ class CuPy(ArrayLibrary):
     """cupy.ndarray, on CUDA."""
 
     name = "cupy"
+    legacy_writable = True
 
     def route(self, cls):
         cupy = sys.modules.get("cupy")

@@ -29,6 +29,7 @@ const ArrayType* recognise(PyObject* object) {
   auto found = std::make_unique<ArrayType>();
   found->library = {library.attr("name").cast<std::string>(),
                     library.attr("mutable").cast<bool>(),
+                    library.attr("legacy_writable").cast<bool>(),
                     library.attr("check"),
                     library.attr("empty"),
                     library.attr("adopt"),
@@ -116,7 +117,7 @@ void read(Borrowed& b, PyObject* object, const char* function, const char* argum
                                  type_name(object));
   }
   b.tensor = tensor_of(b.exported.tensor(), function, argument);
-  b.read_only = b.exported.read_only();
+  b.read_only = b.exported.versioned() ? b.exported.read_only() : !library.legacy_writable;
 }
 
 }  // namespace

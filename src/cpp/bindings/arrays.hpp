@@ -17,6 +17,7 @@ namespace attile::python {
 struct Library {
   std::string name;
   bool is_mutable = true;
+  bool legacy_writable = false;
   py::object check, empty, adopt;                // its methods
   std::vector<py::object> flags, flag_methods;   // attributes and methods that are true when check() must look at an array
 };

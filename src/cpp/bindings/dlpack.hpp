@@ -4,7 +4,7 @@
 //   exchange   a table of C functions that a type publishes as __dlpack_c_exchange_api__ (no Python call an array, about 75 ns)
 //   protocol   array.__dlpack__(max_version=(1, 3), copy=False), a capsule; older producers know no keyword (about 2.5 us)
 //
-// Limits: at most ATTILE_MAX_RANK dimensions. A capsule without a version says nothing about writing: it counts as read-only.
+// Limits: at most ATTILE_MAX_RANK dimensions.
 #pragma once
 
 #include <cstdint>
@@ -84,8 +84,9 @@ class Exported {
     if (versioned_ && versioned_->deleter) versioned_->deleter(versioned_);
   }
   const dlpack::Tensor& tensor() const { return versioned_ ? versioned_->tensor : legacy_->tensor; }
-  bool read_only() const { return !versioned_ || (versioned_->flags & dlpack::kReadOnly) != 0; }
-  dlpack::ManagedVersioned* versioned() const { return versioned_; }
+  // A capsule without a version does not say whether it may be written.
+  bool versioned() const { return versioned_ != nullptr; }
+  bool read_only() const { return versioned_ && (versioned_->flags & dlpack::kReadOnly) != 0; }
   void release() { legacy_ = nullptr, versioned_ = nullptr; }
 
  private:

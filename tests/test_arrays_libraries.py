@@ -1,0 +1,356 @@
+"""Arrays of torch, JAX and of libraries that attile never heard of: read as they are, and answered in kind.
+
+The same call on NumPy arrays is the answer that every other library must give, bit for bit.
+"""
+
+import gc
+import importlib.util
+import sys
+import types
+
+import attile
+import cases
+import numpy as np
+import pytest
+from calls import DV, HQ, TK, TQ, B, good, read_only, same
+from producers import Broken, Legacy, Versioned, needs_versions
+from run_python import run_python
+
+DTYPES = ["float64", "float32", "float16", "bfloat16"]
+
+# ---- torch -----------------------------------------------------------------------------------------------------------------
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+
+
+def torch_arrays(dtype="float32"):
+    return {name: cases.convert(array, "torch") for name, array in good(dtype).items()}
+
+
+@needs_torch
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_dtypes(dtype):
+    import torch
+
+    expected, expected_lse = attile.flash_attention(**good(dtype), return_lse=True)
+    out, lse = attile.flash_attention(**torch_arrays(dtype), return_lse=True)
+    assert type(out) is type(lse) is torch.Tensor
+    assert out.dtype is getattr(torch, dtype)
+    assert lse.dtype is (torch.float64 if dtype == "float64" else torch.float32)
+    assert out.device == lse.device == torch.device("cpu")
+    assert out.is_contiguous()
+    assert not out.requires_grad
+    assert same(out, expected)
+    assert same(lse, expected_lse)
+
+
+@needs_torch
+def test_torch_memory():
+    arrays = torch_arrays()
+    expected = attile.flash_attention(**good())
+    views = {name: x.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for name, x in arrays.items()}
+    assert not views["query"].is_contiguous()
+    assert same(attile.flash_attention(**views), expected)
+    out = attile.flash_attention(**arrays).new_zeros(B, HQ, TQ, DV + 1)
+    view = out.transpose(1, 2)[..., 1:]
+    assert attile.flash_attention(**arrays, out=view) is view
+    assert same(view.contiguous(), expected)
+    assert (out[..., 0] == 0).all()
+
+
+@needs_torch
+def test_torch_without_grad():
+    import torch
+
+    arrays = torch_arrays()
+    expected = attile.flash_attention(**arrays)
+    needy = {name: torch.nn.Parameter(x) for name, x in arrays.items()}
+    needy["key"] = arrays["key"].clone().requires_grad_()
+    with torch.no_grad():
+        out = attile.flash_attention(**needy)
+    assert type(out) is torch.Tensor
+    assert not out.requires_grad
+    assert same(out, expected)
+    with torch.inference_mode():
+        inside = {name: x.clone() for name, x in arrays.items()}
+        assert same(attile.flash_attention(**inside), expected)
+        assert same(attile.flash_attention(**needy), expected)
+    assert same(attile.flash_attention(**inside), expected)
+
+
+@needs_torch
+def test_torch_subclasses_go_by_dlpack():
+    """The route that torch without an exchange table takes too: __dlpack__ in, torch.empty out."""
+    import torch
+
+    class Own(torch.Tensor):
+        exported = 0
+
+        def __dlpack__(self, **kwargs):
+            Own.exported += 1
+            assert kwargs.get("copy") is False
+            return super().__dlpack__(**kwargs)
+
+    arrays = torch_arrays()
+    own = {name: x.as_subclass(Own) for name, x in arrays.items()}
+    out, lse = attile.flash_attention(**own, return_lse=True)
+    assert Own.exported == 3
+    assert type(out) is type(lse) is torch.Tensor
+    assert same(out, attile.flash_attention(**arrays))
+    target = torch.zeros(B, TQ, HQ, DV).as_subclass(Own)
+    assert attile.flash_attention(**own, out=target) is target
+    assert same(target.as_subclass(torch.Tensor), out)
+    needy = own["query"].detach().requires_grad_()
+    with torch.no_grad():
+        assert same(attile.flash_attention(**{**own, "query": needy}), out)
+    with pytest.raises(NotImplementedError, match="query must not require grad"):
+        attile.flash_attention(**{**own, "query": needy})
+
+
+@needs_torch
+def test_torch_before_versioned_capsules():
+    """Its capsules do not say that they may be written, but torch has no read-only tensors."""
+    import torch
+
+    class Old(torch.Tensor):
+        def __dlpack__(self, stream=None):
+            return super().__dlpack__()
+
+    arrays = torch_arrays()
+    old = {name: x.as_subclass(Old) for name, x in arrays.items()}
+    assert '"dltensor"' in repr(old["query"].__dlpack__())
+    target = torch.zeros(B, TQ, HQ, DV).as_subclass(Old)
+    assert attile.flash_attention(**old, out=target) is target
+    assert same(target.as_subclass(torch.Tensor), attile.flash_attention(**arrays))
+
+
+@needs_torch
+def test_torch_bits_that_change_nothing():
+    """conj() of a real tensor, neg() of a materialised one, and views of them are as they look."""
+    import torch
+
+    arrays = torch_arrays()
+    expected = attile.flash_attention(**arrays)
+    query = torch.complex(torch.zeros_like(arrays["query"]), -arrays["query"]).conj().imag
+    assert query.is_neg()
+    with pytest.raises(ValueError, match="query must not be a lazily negated"):
+        attile.flash_attention(**{**arrays, "query": query})
+    assert same(attile.flash_attention(**{**arrays, "query": query.resolve_neg()}), expected)
+    assert same(attile.flash_attention(**{**arrays, "query": arrays["query"].conj()}), expected)
+
+
+# ---- JAX -------------------------------------------------------------------------------------------------------------------
+
+
+def jax_arrays(dtype="float32"):
+    pytest.importorskip("jax")
+    return {name: cases.convert(array, "jax") for name, array in good(dtype).items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_jax_dtypes(dtype):
+    arrays = jax_arrays(dtype)
+    import jax
+
+    expected, expected_lse = attile.flash_attention(**good(dtype), return_lse=True)
+    out, lse = attile.flash_attention(**arrays, return_lse=True)
+    assert isinstance(out, jax.Array)
+    assert type(out) is type(lse) is type(arrays["query"])
+    assert out.dtype == dtype
+    assert lse.dtype == "float32"
+    assert out.devices() == arrays["query"].devices()
+    assert same(out, expected)
+    assert same(lse, expected_lse)
+
+
+def test_jax_result_is_a_jax_array_for_good():
+    """The memory lives as long as JAX needs it, also inside jit, and was not copied on the way (JAX aliases aligned memory only)."""
+    arrays = jax_arrays()
+    import jax
+
+    expected = attile.flash_attention(**good())
+    results = []
+    for _ in range(50):
+        out = attile.flash_attention(**arrays)
+        assert out.unsafe_buffer_pointer() % 64 == 0
+        results.append(jax.jit(lambda x: x + 0)(out))
+        results.append(out)
+        del out
+    gc.collect()
+    assert all(same(out, expected) for out in results)
+
+
+def test_jax_waits_for_its_inputs():
+    pytest.importorskip("jax")
+    import jax
+    import jax.numpy as jnp
+
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, y: jnp.tanh(y @ x), x))
+    query = slow(jnp.eye(300)).reshape(1, 300, 1, 300)  # still being computed
+    out = attile.flash_attention(query, query, query)
+    query = np.asarray(query)
+    assert same(out, attile.flash_attention(query, query, query))
+
+
+def test_jax_float64_and_two_devices():
+    pytest.importorskip("jax")
+    code = """
+import jax, attile
+import numpy as np
+jax.config.update("jax_enable_x64", True)
+one, two = jax.devices()
+x = np.random.default_rng(0).standard_normal((1, 3, 1, 8))
+y = jax.device_put(x, two)
+cu = np.array([0, 2])
+out = attile.flash_attention(y, y, y, cum_seqlens_q=cu)
+assert out.devices() == {two} and out.dtype == "float64"
+assert np.array_equal(out, attile.flash_attention(x, x, x, cum_seqlens_q=cu))
+try:
+    attile.flash_attention(y, jax.device_put(x, one), y)
+except ValueError as error:
+    print(error)
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+spread = jax.device_put(np.ones((2, 3, 1, 8)), NamedSharding(Mesh(jax.devices(), "b"), PartitionSpec("b")))
+try:
+    attile.flash_attention(spread, spread, spread)
+except ValueError as error:
+    print(error)
+"""
+    output = run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=2", JAX_PLATFORMS="cpu").splitlines()
+    assert output[0] == "flash_attention: key must be on the device of query: expected cpu:1, got cpu:0"
+    assert output[1] == "flash_attention: query must be on one device: expected 1, got an array sharded over 2"
+
+
+# ---- index arrays of NumPy go with any library -----------------------------------------------------------------------------
+
+
+def test_numpy_index_arrays_with_any_library(library):
+    extra = {
+        "cum_seqlens_q": np.array([0, 3, 8]),
+        "cum_seqlens_k": np.array([0, 7, 9], np.int32),
+        "q_segment_ids": np.zeros((B, TQ), np.int64),
+        "kv_segment_ids": np.zeros((B, TK), np.int32),
+    }
+    arrays = {name: cases.convert(array, library) for name, array in good().items()}
+    expected = attile.flash_attention(**good(), **extra)
+    out = attile.flash_attention(**arrays, **extra)
+    assert type(out) is type(arrays["query"])
+    assert same(out, expected)
+    own = {name: cases.convert(array.astype(np.int32), library) for name, array in extra.items()}
+    assert same(attile.flash_attention(**arrays, **own), expected)
+
+
+# ---- any producer ----------------------------------------------------------------------------------------------------------
+
+
+@needs_versions
+def test_versioned_producers():
+    arrays = good()
+    expected, expected_lse = attile.flash_attention(**arrays, return_lse=True)
+    wrapped = {name: Versioned(array) for name, array in arrays.items()}
+    out, lse = attile.flash_attention(**wrapped, return_lse=True)
+    assert type(out) is type(lse) is np.ndarray  # this library has no from_dlpack
+    assert same(out, expected)
+    assert same(lse, expected_lse)
+    assert all(x.calls == [((1, 3), False)] for x in wrapped.values())
+    target = Versioned(np.zeros_like(expected))
+    assert attile.flash_attention(**wrapped, out=target) is target
+    assert same(target.array, expected)
+    assert same(attile.flash_attention(**{name: Versioned(read_only(array)) for name, array in arrays.items()}), expected)
+
+
+def test_legacy_producers():
+    arrays = good()
+    expected = attile.flash_attention(**arrays)
+    wrapped = {name: Legacy(array) for name, array in arrays.items()}
+    assert same(attile.flash_attention(**wrapped), expected)
+    assert all(x.calls == [None] for x in wrapped.values())
+    # a capsule without a version does not say that its memory may be written
+    target = Legacy(np.zeros_like(expected))
+    with pytest.raises(ValueError, match=r"out must be writable: expected a writable array, got one that is read-only"):
+        attile.flash_attention(**wrapped, out=target)
+    assert not target.array.any()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_is_no_refusal_passes_through(error):
+    arrays = good()
+    with pytest.raises(error):
+        attile.flash_attention(Broken(error), Versioned(arrays["key"]), Versioned(arrays["value"]))
+
+
+@needs_versions
+def test_read_only_producers_are_not_written():
+    arrays = good()
+    target = Versioned(read_only(np.zeros((B, TQ, HQ, DV), np.float32)))
+    with pytest.raises(ValueError, match=r"out must be writable"):
+        attile.flash_attention(**{name: Versioned(array) for name, array in arrays.items()}, out=target)
+    assert not target.array.any()
+
+
+@needs_versions
+def test_two_libraries_of_producers_do_not_mix():
+    class Other(Versioned):
+        pass
+
+    Other.__module__ = "other.arrays"
+    arrays = {name: Versioned(array) for name, array in good().items()}
+    with pytest.raises(ValueError, match=r"value must be of the library of the first argument: expected \w+, got other"):
+        attile.flash_attention(**{**arrays, "value": Other(arrays["value"].array)})
+
+
+@needs_versions
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])  # NumPy, which plays the library, exports no bfloat16
+def test_a_library_with_from_dlpack_gets_its_own_arrays(dtype, monkeypatch):
+    class Tensor(Versioned):
+        pass
+
+    Tensor.__module__ = "tinylib.tensor"
+    module = types.ModuleType("tinylib")
+    module.from_dlpack = lambda producer: Tensor(np.from_dlpack(producer))
+    monkeypatch.setitem(sys.modules, "tinylib", module)
+    arrays = good(dtype)
+    out, lse = attile.flash_attention(**{name: Tensor(array) for name, array in arrays.items()}, return_lse=True)
+    assert type(out) is type(lse) is Tensor
+    expected, expected_lse = attile.flash_attention(**arrays, return_lse=True)
+    assert same(out.array, expected)
+    assert same(lse.array, expected_lse)
+    assert out.array.ctypes.data % 64 == 0
+    assert out.array.flags.writeable
+
+
+@needs_versions
+def test_array_api_strict():
+    xp = pytest.importorskip("array_api_strict")
+    arrays = good()
+    out = attile.flash_attention(**{name: xp.asarray(array) for name, array in arrays.items()})
+    assert type(out) is type(xp.asarray(0.0))
+    assert same(np.from_dlpack(out), attile.flash_attention(**arrays))
+
+
+@needs_versions
+def test_the_buffer_honours_max_version(monkeypatch):
+    """Older JAX reads capsules without a version only, and NumPy makes those read-only."""
+    seen = {}
+
+    def from_dlpack(buffer):
+        seen["device"] = buffer.__dlpack_device__()
+        seen["legacy"] = repr(buffer.__dlpack__()), repr(buffer.__dlpack__(max_version=(0, 9)))
+        seen["versioned"] = repr(buffer.__dlpack__(max_version=(1, 3), copy=False, stream=None, dl_device=None))
+        return np.from_dlpack(buffer)
+
+    module = types.ModuleType("tinylib2")
+    module.from_dlpack = from_dlpack
+    monkeypatch.setitem(sys.modules, "tinylib2", module)
+
+    class Tensor(Versioned):
+        pass
+
+    Tensor.__module__ = "tinylib2"
+    arrays = good()
+    out = attile.flash_attention(**{name: Tensor(array) for name, array in arrays.items()})
+    gc.collect()  # capsules that nobody took give their reference back
+    assert same(out, attile.flash_attention(**arrays))
+    assert seen["device"] == (1, 0)
+    assert all('"dltensor"' in text for text in seen["legacy"])
+    assert '"dltensor_versioned"' in seen["versioned"]
