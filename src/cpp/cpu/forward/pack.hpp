@@ -39,47 +39,52 @@ inline void with_input_format(DType dtype, F&& f) {
   }
 }
 
-// One vector's worth of raw elements where fewer than a vector may be read, or where they are not contiguous.
+// Copies `count` elements, `stride` bytes apart, and fills up to kLanes with zeros: where a whole vector may not be read, or the
+// elements are not contiguous.
 template <class T, class Storage>
-struct Staged {
-  Storage element[kLanes<T>];
-
-  // The address of kLanes elements of which the first `count` are src's and the others zero.
-  inline const void* take(const char* src, int64_t stride, int64_t count) {
-    if (count >= kLanes<T> && stride == static_cast<int64_t>(sizeof(Storage))) return src;
-    for (int i = 0; i < kLanes<T>; ++i) {
-      element[i] = Storage{};
-      if (i < count) __builtin_memcpy(&element[i], src + i * stride, sizeof(Storage));
-    }
-    return element;
+inline __attribute__((noinline)) void stage(const char* src, int64_t stride, int64_t count, Storage* to) {
+  for (int64_t i = 0; i < kLanes<T>; ++i) {
+    to[i] = Storage{};
+    if (i < count) __builtin_memcpy(&to[i], src + i * stride, sizeof(Storage));
   }
-};
+}
 
 template <class T, class Format>
 inline Vec<T> load_some(const char* src, int64_t count) {
-  Staged<T, typename Format::Storage> staged;
-  return load_as<T, Format>(staged.take(src, sizeof(typename Format::Storage), count));
+  using Storage = typename Format::Storage;
+  Storage staged[kLanes<T>];
+  stage<T, Storage>(src, sizeof(Storage), count, staged);
+  return load_as<T, Format>(staged);
 }
 
 // Calls apply(element, lanes) for `count` consecutive elements of kLanes rows: lanes[l] = row l's element. row_at(l) is the
-// address of row l's first element, load(p) makes kLanes elements at p a vector, Storage is their type.
+// address of row l's first element, load_row(p) makes kLanes elements at p a vector, Storage is their type.
 template <class T, class Storage, class RowAt, class Load, class Apply>
 inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int64_t stride, int64_t count, Load load_row,
                                                                Apply apply) {
   constexpr int W = kLanes<T>;
+  Storage staged[W][W];
+  const char *row[W], *staged_row[W];
+  for (int l = 0; l < W; ++l) {
+    row[l] = row_at(l);
+    staged_row[l] = reinterpret_cast<const char*>(staged[l]);
+  }
   for (int64_t first = 0; first < count; first += W) {
     const int64_t here = count - first < W ? count - first : W;
-    Staged<T, Storage> staged;
+    const char* const* from = row;
+    int64_t offset = first * stride;
+    if (here < W || stride != static_cast<int64_t>(sizeof(Storage))) {
+      for (int l = 0; l < W; ++l) stage<T, Storage>(row[l] + offset, stride, here, staged[l]);
+      from = staged_row;
+      offset = 0;
+    }
     Vec<T> x[W];
 #pragma GCC unroll 16
-    for (int l = 0; l < W; ++l) x[l] = load_row(staged.take(row_at(l) + first * stride, stride, here));
+    for (int l = 0; l < W; ++l) x[l] = load_row(from[l] + offset);
     transpose<T>(x);
-    if (here == W) {
 #pragma GCC unroll 16
-      for (int e = 0; e < W; ++e) apply(first + e, x[e]);
-    } else {
-      for (int64_t e = 0; e < here; ++e) apply(first + e, x[e]);
-    }
+    for (int e = 0; e < W; ++e)
+      if (e < here) apply(first + e, x[e]);
   }
 }
 

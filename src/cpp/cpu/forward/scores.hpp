@@ -31,7 +31,7 @@ inline __attribute__((always_inline)) void for_each_score(T* s, int64_t keys, F 
 
 // s = softmax_scale * s + bias. Without a softcap a bias of -inf means unseen, whatever the product was.
 template <class T, int N>
-inline void add_bias(const Unit& u, const QueryRow* rows, int64_t key, int64_t keys, T* s) {
+inline __attribute__((noinline)) void add_bias(const Unit& u, const QueryRow* rows, int64_t key, int64_t keys, T* s) {
   const Vec<T> scale = broadcast<T>(static_cast<T>(u.softmax_scale));
   const Vec<T> unseen = broadcast<T>(u.softcap == 0 ? -kInfinity<T> : kInfinity<T>);
   const bool capped = u.softcap != 0;
@@ -52,7 +52,7 @@ inline void add_bias(const Unit& u, const QueryRow* rows, int64_t key, int64_t k
 
 // s = -inf where attention_mask is zero.
 template <class T, int N>
-inline void apply_attention_mask(const Unit& u, const QueryRow* rows, int64_t key, int64_t keys, T* s) {
+inline __attribute__((noinline)) void apply_attention_mask(const Unit& u, const QueryRow* rows, int64_t key, int64_t keys, T* s) {
   const auto apply = [&](auto element) {
     using Element = decltype(element);
     for (int n = 0; n < N; ++n) {
@@ -77,7 +77,7 @@ inline void apply_attention_mask(const Unit& u, const QueryRow* rows, int64_t ke
 inline constexpr int64_t kNoKey = -1, kNoQuery = -2;
 
 template <class T, int N>
-inline void apply_segments(const QueryRow* rows, const int64_t* ids, int64_t keys, T* s) {
+inline __attribute__((noinline)) void apply_segments(const QueryRow* rows, const int64_t* ids, int64_t keys, T* s) {
   int64_t row_ids[kPanel<T>];
   for (int l = 0; l < N * kLanes<T>; ++l) row_ids[l] = rows[l].segment < 0 ? kNoQuery : rows[l].segment;
   for (int64_t j = 0; j < keys; ++j) {
@@ -88,7 +88,7 @@ inline void apply_segments(const QueryRow* rows, const int64_t* ids, int64_t key
 
 // s = -inf outside [key_begin, key_end) of the row. Positions are relative to the tile, so they are exact in T.
 template <class T, int N>
-inline void apply_positions(const QueryRow* rows, int64_t key, int64_t keys, T* s) {
+inline __attribute__((noinline)) void apply_positions(const QueryRow* rows, int64_t key, int64_t keys, T* s) {
   T begin[kPanel<T>], end[kPanel<T>];
   for (int l = 0; l < N * kLanes<T>; ++l) {
     const int64_t b = rows[l].key_begin - key, e = rows[l].key_end - key;
