@@ -5,12 +5,65 @@
 #pragma once
 #include "traits.cuh"
 
+// o = sum_i w_i o_i for four columns of kRows rows a thread at a time, kParts parts at once: so many loads are under way
+template <class T>
+struct JoinRows {
+    const Params& p;
+    const float* weight;            // [my_rows][n]
+    int half, n, my_rows;
+    int64_t from, from_part, to;    // first row's partial result, the way to the next part's, the result
+
+    template <int kRows, int kParts>
+    __device__ __forceinline__ void run() const {
+        using E = typename T::Element;
+        constexpr int kColumns = T::kHalfBoxes * 16, kStep = 128 / kColumns;   // groups of four columns; rows side by side
+        const int t = threadIdx.x & 127, col = half * T::kHalfBoxes * 64 + t % kColumns * 4;
+        const int64_t row_step = (int64_t)n * p.latent;
+        if (col >= p.latent || t / kColumns >= kStep) return;
+#pragma unroll 1
+        for (int i = t / kColumns; i < my_rows; i += kRows * kStep) {
+            float4 acc[kRows] = {};
+#pragma unroll 1
+            for (int s0 = 0; s0 < n; s0 += kParts) {
+                float4 v[kParts][kRows];
+                float w[kParts][kRows];
+#pragma unroll
+                for (int s = 0; s < kParts; ++s)
+#pragma unroll
+                    for (int j = 0; j < kRows; ++j) {
+                        const int k = i + j * kStep;
+                        const bool live = s0 + s < n && k < my_rows;
+                        w[s][j] = 0.f, v[s][j] = make_float4(0.f, 0.f, 0.f, 0.f);
+                        if (live) {
+                            w[s][j] = weight[k * n + s0 + s];
+                            v[s][j] = __ldcg(reinterpret_cast<const float4*>(p.out_split + from + (s0 + s) * from_part + k * row_step + col));
+                        }
+                    }
+#pragma unroll
+                for (int s = 0; s < kParts; ++s)
+#pragma unroll
+                    for (int j = 0; j < kRows; ++j) {
+                        acc[j].x += w[s][j] * v[s][j].x, acc[j].y += w[s][j] * v[s][j].y;
+                        acc[j].z += w[s][j] * v[s][j].z, acc[j].w += w[s][j] * v[s][j].w;
+                    }
+            }
+#pragma unroll
+            for (int j = 0; j < kRows; ++j) {
+                const int k = i + j * kStep;
+                if (k < my_rows)
+                    *reinterpret_cast<uint2*>((E*)p.out + to + k * row_step + col) =
+                        make_uint2(ptx::pack(E{}, acc[j].x, acc[j].y), ptx::pack(E{}, acc[j].z, acc[j].w));
+            }
+        }
+    }
+};
+
 template <class T>
 __device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segments& seg, int m_block, int half, int r) {
     const Params& p = seg.p;
     const int mine = seg.slot(r);
     if (mine < 0) return;
-    const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
+    const int t = threadIdx.x & 127;
     const int first = __ldg(p.split_start + r), n = __ldg(p.split_start + r + 1) - first, share = mine - first;
     const int rows = seg.rows(), row_base = m_block * T::kM, valid = min(T::kM, rows - row_base);
     const int my_rows = share < valid ? (valid - share + n - 1) / n : 0;   // rows share, share + n, ...
@@ -19,52 +72,31 @@ __device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segment
     float* weight = reinterpret_cast<float*>(sm.latent[0][half * T::kHalfBoxes]);
     if (t == 0) ptx::wait_at_least(arrived, n);
     ptx::named_sync(2 + half, 128);
-#pragma unroll 1
-    for (int i = warp; i < my_rows; i += 4) {
-        const int row = row_base + share + i * n;
-        const float* lse = p.lse_split + ((int64_t)half * p.slots + first) * rows + row;
+    for (int i = t; i < my_rows * n; i += 128)
+        weight[i] = __ldcg(p.lse_split + ((int64_t)half * p.slots + first + i % n) * rows + row_base + share + i / n * n);
+    ptx::named_sync(2 + half, 128);
+    // lse -> weights: a group of lanes a row, wider where there are many parts
+    const int width = n <= 8 ? 1 : 32;
+    for (int i = t / width; i < my_rows; i += 128 / width) {
+        float* w = weight + i * n;
         float high = -INFINITY, total = 0.f;
-        for (int s = lane; s < n; s += 32) high = fmaxf(high, __ldcg(lse + (int64_t)s * rows));
-        for (int d = 16; d; d /= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, d));
+        for (int s = t % width; s < n; s += width) high = fmaxf(high, w[s]);
+        for (int d = width / 2; d; d /= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, d));
         const float sub = high == -INFINITY ? 0.f : high;
-        for (int s = lane; s < n; s += 32) {
-            const float w = exp2f(__ldcg(lse + (int64_t)s * rows) - sub);
-            weight[i * n + s] = w, total += w;
-        }
-        for (int d = 16; d; d /= 2) total += __shfl_xor_sync(~0u, total, d);
+        for (int s = t % width; s < n; s += width) total += w[s] = exp2f(w[s] - sub);
+        for (int d = width / 2; d; d /= 2) total += __shfl_xor_sync(~0u, total, d);
         const float inv = total == 0.f ? 0.f : 1.f / total;   // a NaN stays
-        for (int s = lane; s < n; s += 32) weight[i * n + s] *= inv;
-        if (half == 0 && lane == 0)
+        for (int s = t % width; s < n; s += width) w[s] *= inv;
+        const int row = row_base + share + i * n;
+        if (half == 0 && t % width == 0)
             p.lse[((int64_t)r * p.heads + row % p.heads) * p.seqlen_q + row / p.heads] = (sub + log2f(total)) * 0.69314718056f;
     }
     ptx::named_sync(2 + half, 128);
-    // four rows and four columns a thread at a time
-    constexpr int kColumns = T::kHalfBoxes * 16, kStep = 128 / kColumns;   // groups of four columns; rows side by side
-    const int col = half * T::kHalfBoxes * 64 + t % kColumns * 4;
-    if (col < p.latent && t / kColumns < kStep) {
-#pragma unroll 1
-        for (int i = t / kColumns; i < my_rows; i += 4 * kStep) {
-            float4 acc[4] = {};
-            for (int s = 0; s < n; ++s) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const int k = min(i + j * kStep, my_rows - 1);
-                    const float w = weight[k * n + s];
-                    const float4 v = __ldcg(reinterpret_cast<const float4*>(
-                        p.out_split + ((int64_t)(first + s) * rows + row_base + share + k * n) * p.latent + col));
-                    if (w != 0.f) acc[j].x += w * v.x, acc[j].y += w * v.y, acc[j].z += w * v.z, acc[j].w += w * v.w;
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int k = i + j * kStep;
-                if (k >= my_rows) break;
-                using E = typename T::Element;
-                *reinterpret_cast<uint2*>((E*)p.out + ((int64_t)r * rows + row_base + share + k * n) * p.latent + col) =
-                    make_uint2(ptx::pack(E{}, acc[j].x, acc[j].y), ptx::pack(E{}, acc[j].z, acc[j].w));
-            }
-        }
-    }
+    const JoinRows<T> j{p, weight, half, n, my_rows, ((int64_t)first * rows + row_base + share) * p.latent, (int64_t)rows * p.latent,
+                        ((int64_t)r * rows + row_base + share) * p.latent};
+    if (n <= 2) j.template run<8, 2>();
+    else if (my_rows > 4) j.template run<4, 4>();
+    else j.template run<1, 16>();
     ptx::named_sync(2 + half, 128);
     if (t == 0 && ptx::add_release(arrived, 1) == 2 * n - 1) *arrived = 0;
 }

@@ -5,6 +5,13 @@
 #include "trace.cuh"
 #include "wgmma.cuh"
 
+#ifndef EARLY
+#define EARLY 1       // a piece is refilled while the next one's product runs
+#endif
+#ifndef PREFETCH
+#define PREFETCH 5    // entries ahead that are brought to L2; 0: none
+#endif
+
 // four lanes have each a quarter (2 columns) of four 8-column groups: lane q gets all of group q
 __device__ __forceinline__ int4 gather_group(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
@@ -81,43 +88,57 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         walk_start<T>(sm.walk[half], seg, m_block);
 #pragma unroll 1
         for (int i = 0; i < kAhead; ++i) walk_step<T>(sm.walk[half], sm.entries[half][i], seg, m_block);
-        cp_async_wait();
     }
     named_sync(2 + half, 128);
-    if (warp == 0) {   // fill the ring
+    auto fill = [&](bool queries) {   // the ring's first entries
+        if (warp != 0) return;
 #pragma unroll 1
         for (int i = 0; i < T::kLatentStages; ++i) {
-            const volatile Entry& e = sm.entries[half][i];
-            if (e.at != kEnd && elect_one()) {
-                load_latent<T>(sm, i, half, e, maps, p, m_block);
+            const volatile Entry& e = sm.entry(half, i);
+            if (e.at != kEnd && (e.at <= kQ) == queries && elect_one()) {
                 if (half == 1 && i < 2) load_rope<T>(sm, i, e, maps, p, m_block);
+#pragma unroll 1
+                for (int c = 0; c < T::kOutPieces; ++c) load_latent<T>(sm, i, half, c, e, maps, p, m_block);
             }
             __syncwarp();
         }
-    }
-    // done with entry n: refill what it held
-    auto advance = [&] {
-        sm.pipe.release(n, half);
+    };
+    fill(true);        // queries need no page number
+    cp_async_wait();
+    named_sync(2 + half, 128);
+    TRACE_TIME(p, 1 + half, 3);
+    fill(false);
+    // entry n's piece is used up (release): refill what it held
+    auto refill = [&](int piece) {
         if (warp == 0) {
-            const volatile Entry& e = sm.entries[half][(n + T::kLatentStages) & 7];
-            if (half == 1) {   // rope keys of block n + 2 over P(n), which both warpgroups must have used
-                const volatile Entry& f = sm.entries[1][(n + 2) & 7];
-                if (f.at != kEnd) {
-                    sm.pipe.wait_free(n, 0), sm.pipe.wait_free(n, 1);
-                    if (elect_one()) load_rope<T>(sm, n, f, maps, p, m_block);
-                }
-                __syncwarp();
-            }
+            const volatile Entry& e = sm.entry(half, n + T::kLatentStages);
             if (e.at != kEnd) {
-                sm.pipe.wait_free(n, half);
-                if (elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, e, maps, p, m_block);
+                sm.pipe.wait_free(n, half, piece);
+                if (elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, piece, e, maps, p, m_block);
             }
+            __syncwarp();
+        }
+    };
+    // entry n's last piece is used up, and P
+    auto advance = [&] {
+        sm.pipe.release(n, half, T::kOutPieces - 1);
+        if (half == 1 && warp == 0) {   // rope keys of block n + 2 over P(n), which both warpgroups must have used
+            const volatile Entry& f = sm.entry(1, n + 2);
+            if (f.at != kEnd) {
+                sm.pipe.wait_free(n, 0, T::kOutPieces - 1), sm.pipe.wait_free(n, 1, T::kOutPieces - 1);
+                if (elect_one()) load_rope<T>(sm, n, f, maps, p, m_block);
+            }
+            __syncwarp();
+        }
+        refill(T::kOutPieces - 1);
+        if (PREFETCH && gridDim.x > 1 && warp == 2) {
+            if (elect_one()) prefetch_latent<T>(half, sm.entry(half, n + PREFETCH), maps, p, m_block);
             __syncwarp();
         }
         if (warp == 1) {
             if (lane == 0) {
                 cp_async_wait();   // the last step's page number
-                walk_step<T>(sm.walk[half], sm.entries[half][(n + kAhead) & 7], seg, m_block);
+                walk_step<T>(sm.walk[half], sm.entries[half][(n + kAhead) % kEntries], seg, m_block);
             }
             __syncwarp();
         }
@@ -125,14 +146,16 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     };
 #pragma unroll 1
     for (int r = seg.part.r0; r <= seg.part.r1; ++r) {
-        int left = seg.end(r) - seg.begin(r);
+        int left = seg.count(r);
         if (left <= 0) {
             clear_rows<T>(p, r, m_block, half);
             continue;
         }
 #pragma unroll 1
         for (int e = seg.q_entries(m_block); e > 0; --e) {
-            sm.pipe.wait_p(n);
+            sm.pipe.wait_p(n, half);
+#pragma unroll 1
+            for (int c = 0; c < T::kOutPieces - 1; ++c) sm.pipe.release(n, half, c), refill(c);
             advance();
         }
         Output<T> out;
@@ -140,7 +163,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         int accumulate = 0;
 #pragma unroll 1
         for (; left > 0; --left) {
-            sm.pipe.wait_p(n);
+            sm.pipe.wait_p(n, half);
             TRACE_AT(p, 1 + half, n, 0);
             const int slot = sm.pipe.slot(n), rope_slot = n & 1;
             const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
@@ -150,24 +173,37 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
             TRACE_AT(p, 1 + half, n, 1);
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < T::kN / 16; ++k) {
+            for (int i = 0; i < T::kOutPieces; ++i) {
 #pragma unroll
-                for (int i = 0; i < T::kOutPieces; ++i) {
-                    const uint64_t b = vd + k * 128 + i * (T::kOutN / 64) * (T::kBoxBytes >> 4);
+                for (int k = 0; k < T::kN / 16; ++k) {
+                    const uint64_t b = vd + k * 128 + i * T::kPieceBoxes * (T::kBoxBytes >> 4);
                     if constexpr (T::kOutN == 128) wgmma_ss_t_n128(E{}, out.o[i], pd + k * 2, b, accumulate | k);
                     else wgmma_ss_t_n64(E{}, out.o[i], pd + k * 2, b, accumulate | k);
                 }
+                wgmma_commit();
             }
-            wgmma_commit();
+            if constexpr (EARLY && T::kOutPieces > 1) {
+#pragma unroll
+                for (int i = 0; i < T::kOutPieces - 1; ++i) {
+                    if (T::kOutPieces == 3 && i == 0) wgmma_wait<2>();
+                    else wgmma_wait<1>();
+                    sm.pipe.release(n, half, i), refill(i);
+                }
+            }
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < T::kOutPieces; ++i) pin(out.o[i]);
             TRACE_AT(p, 1 + half, n, 2);
             if (left == 1) inv0 = sm.inv_sum[row0], inv1 = sm.inv_sum[row0 + 8], lse0 = sm.lse[row0], lse1 = sm.lse[row0 + 8];
+            if constexpr (!EARLY) {
+#pragma unroll
+                for (int i = 0; i < T::kOutPieces - 1; ++i) sm.pipe.release(n, half, i), refill(i);
+            }
             advance();
             accumulate = 1;
         }
         // ---- this request's rows
+        TRACE_TIME(p, 1 + half, 4);
         const int slot = seg.slot(r);
         const int columns = p.latent - half * T::kHalfBoxes * 64;
 #pragma unroll
@@ -185,7 +221,6 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
             }
         }
         if (slot >= 0) {   // tell those who have the request's other parts
-            __threadfence();
             named_sync(2 + half, 128);
             if (t == 0) add_release(p.arrived + (r * gridDim.x + m_block) * 2 + half, 1);
         }

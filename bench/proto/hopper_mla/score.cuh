@@ -17,7 +17,7 @@
 #endif
 constexpr float kLag = LAG;
 #ifndef LATE
-#define LATE 1   // P(n) is published: 0 before S(n+1), 1 after its register k-steps, 2 after all its latent k-steps
+#define LATE 0   // P(n) is published: 0 before S(n+1), 1 after its register k-steps, 2 after all its latent k-steps
 #endif
 
 #ifndef HOLD
@@ -50,7 +50,10 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
     for (int e = 0; e < T::kQEntries; ++e) {
         if (e >= entries) break;
         const int slot = sm.pipe.slot(n);
-        sm.pipe.wait_latent(n), sm.pipe.wait_rope(n);
+#pragma unroll 1
+        for (int c = 0; c < T::kOutPieces; ++c) sm.pipe.wait_latent(n, 0, c), sm.pipe.wait_latent(n, 1, c);
+        sm.pipe.wait_rope(n);
+        __syncwarp();
         if (warp * 16 / T::kN == e || (e == 0 && warp * 16 / T::kN >= entries)) {   // rows past the last take any: nothing reads them
             const int row = (warp * 16 + (lane & 15)) % T::kN;
             const uint32_t base = smem_addr(sm.latent[slot]) + row * 128;
@@ -84,9 +87,10 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
     Query<T> q;
 #pragma unroll 1
     for (int r = seg.part.r0; r <= seg.part.r1; ++r) {
-        int left = seg.end(r) - seg.begin(r);
+        int left = seg.count(r);
         if (left <= 0) continue;
         take_queries<T>(sm, seg, m_block, r, n, q);
+        if (r == seg.part.r0) TRACE_TIME(p, 0, 3);
         float max0 = -INFINITY, max1 = -INFINITY, sum0 = 0.f, sum1 = 0.f;
         const int masked = seg.masked(r);   // blocks that need a mask are this part's last ones: left <= masked
         bool owing = false;                 // P(n - 1) is not published yet
@@ -108,14 +112,10 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             // ---- S = Q K^T
             const int slot = sm.pipe.slot(n), rope_slot = n & 1;
             TRACE_AT(p, 0, n, 0);
-            if (!sm.pipe.latent_ready(n)) {
-                if (owing) {
-                    if (kHold) store_p(n - 1);
-                    sm.pipe.publish(n - 1);
-                }
+            if (owing && !sm.pipe.latent_ready(n)) {
+                if (kHold) store_p(n - 1);
+                sm.pipe.publish(n - 1);
                 owing = false;
-                sm.pipe.wait_latent(n);
-                __syncwarp();
             }
             TRACE_AT(p, 0, n, 1);
             float s[T::kAccS];
@@ -132,17 +132,25 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                 if constexpr (T::kN == 64) wgmma_ss_n64(E{}, s, a, b, 1);
                 else wgmma_ss_n32(E{}, s, a, b, 1);
             };
-            wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < T::kRegTiles * 4; ++k) mma_reg(q.latent[k], kd + box(k), k > 0);   // issue keeps pace with execution
-            if (LATE < 2 && owing) {
-                if (kHold) store_p(n - 1);
-                sm.pipe.publish(n - 1);
+            for (int i = 0; i < T::kOutPieces * 2; ++i) {   // pieces as they come: left's first, right's first, left's second ...
+                const int half = i & 1, piece = i / 2, last = i == T::kOutPieces * 2 - 1;
+                sm.pipe.wait_latent(n, half, piece);
+                __syncwarp();
+                wgmma_fence();
+#pragma unroll
+                for (int k = 0; k < T::kPieceBoxes * 4; ++k) {
+                    const int at = (half * T::kHalfBoxes + piece * T::kPieceBoxes) * 4 + k;
+                    if (at == T::kRegTiles * 4 && LATE == 1 && owing) {
+                        if (kHold) store_p(n - 1);
+                        sm.pipe.publish(n - 1);
+                    }
+                    if (at < T::kRegTiles * 4) mma_reg(q.latent[at], kd + box(at), i + k > 0);   // issue keeps pace with execution
+                    else mma_smem(at - T::kRegTiles * 4, kd + box(at));
+                }
             }
-#pragma unroll
-            for (int k = 0; k < T::kLatentSmemTiles * 4; ++k) mma_smem(k, kd + box(T::kRegTiles * 4 + k));
             wgmma_commit();
-            if (LATE == 2 && owing) sm.pipe.publish(n - 1);
+            if ((LATE == 2 || (LATE == 1 && T::kLatentSmemTiles == 0)) && owing) sm.pipe.publish(n - 1);
             sm.pipe.wait_rope(n);
             __syncwarp();
             wgmma_fence();
@@ -174,6 +182,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             pin(s);
             sm.pipe.arrive_s(n);
             TRACE_AT(p, 0, n, 2);
+            if (n == 1) TRACE_TIME(p, 0, 4);
             // ---- mask: the last blocks only. Rows of V past the end may hold NaN: 0 * NaN is NaN, so they are cleared.
             if (left <= masked) {
                 const int j = seg.end(r) - left, kv_len = seg.kv_len(r), c0 = j * T::kN + (lane & 3) * 2;

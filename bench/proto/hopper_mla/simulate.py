@@ -19,21 +19,21 @@ class Barrier:
         return self.phase != parity
 
 
-def run(stages, requests, seed):
+def run(stages, pieces, requests, seed):
     rng = random.Random(seed)
     entries = []
     for blocks, q in requests:
         entries += ["q"] * q + [f"k{left}" for left in range(blocks, 0, -1)]
-    full = [Barrier(2) for _ in range(stages)]
-    free = [[Barrier(1), Barrier(1)] for _ in range(stages)]
-    rope_full, s_done, p_full = [[Barrier(1) for _ in range(2)] for _ in range(3)]
-    latent = [[None, None] for _ in range(stages)]
+    full, free = [[[[Barrier(1) for _ in range(pieces)] for _ in range(2)] for _ in range(stages)] for _ in range(2)]
+    rope_full, s_done = [[Barrier(1) for _ in range(2)] for _ in range(2)]
+    p_full = [[Barrier(2), Barrier(2)] for _ in range(2)]   # score and one output warpgroup
+    latent = [[[None] * pieces, [None] * pieces] for _ in range(stages)]
     rope = [None, None]
 
-    def load_latent(n, h):
+    def load_latent(n, h, c):
         yield "step"
-        latent[n % stages][h] = n
-        full[n % stages].arrive()
+        latent[n % stages][h][c] = n
+        full[n % stages][h][c].arrive()
 
     def load_rope(n):
         yield "step"
@@ -42,60 +42,63 @@ def run(stages, requests, seed):
 
     agents = []
 
+    def publish(n):
+        p_full[n % 2][0].arrive()
+        p_full[n % 2][1].arrive()
+
     def score():
         n, owing = 0, None
+        late = rng.random() < 0.5
         for e in entries:
-            ready = full[n % stages].passed(n // stages & 1)
-            if not ready:
-                if owing is not None:
-                    p_full[owing % 2].arrive()
+            if owing is not None and not full[n % stages][0][0].passed(n // stages & 1):
+                publish(owing)
                 owing = None
-                yield full[n % stages], n // stages & 1
-            assert latent[n % stages] == [n, n], (n, latent)
+            for i in range(2 * pieces):
+                yield full[n % stages][i % 2][i // 2], n // stages & 1
+                assert latent[n % stages][i % 2][i // 2] == n, (n, latent)
             yield "step"
-            if e == "q":
-                assert owing is None
-            if owing is not None and e != "q":
-                p_full[owing % 2].arrive()
+            if owing is not None:
+                publish(owing)
                 owing = None
             yield rope_full[n % 2], n >> 1 & 1
             assert rope[n % 2] == ("rope", n)
             yield "step"
-            assert latent[n % stages] == [n, n], (n, latent)
+            assert latent[n % stages] == [[n] * pieces] * 2, (n, latent)
             s_done[n % 2].arrive()
             yield s_done[n % 2], n >> 1 & 1
             if e == "q":
-                p_full[n % 2].arrive()
+                publish(n)
             else:
                 rope[n % 2] = ("p", n)
-                if e == "k1":
-                    p_full[n % 2].arrive()
+                if e == "k1" or not late:
+                    publish(n)
                 else:
                     owing = n
             n += 1
 
     def output(h):
         for i in range(min(stages, len(entries))):
-            agents.append(load_latent(i, h))
+            agents.extend(load_latent(i, h, c) for c in range(pieces))
             if h == 1 and i < 2:
                 agents.append(load_rope(i))
         for n, e in enumerate(entries):
-            yield p_full[n % 2], n >> 1 & 1
-            yield "step"
-            assert latent[n % stages][h] == n
-            if e != "q":
-                assert rope[n % 2] == ("p", n), (n, rope)
-            yield "step"
-            if e != "q":
-                assert rope[n % 2] == ("p", n), (n, rope)
-            free[n % stages][h].arrive()
+            p_full[n % 2][h].arrive()
+            yield p_full[n % 2][h], n >> 1 & 1
+            for c in range(pieces):
+                yield "step"
+                assert latent[n % stages][h][c] == n
+                if e != "q":
+                    assert rope[n % 2] == ("p", n), (n, rope)
+                yield "step"
+                assert latent[n % stages][h][c] == n
+                free[n % stages][h][c].arrive()
+                if n + stages < len(entries):
+                    yield free[n % stages][h][c], n // stages & 1
+                    agents.append(load_latent(n + stages, h, c))
             if h == 1 and n + 2 < len(entries):
-                yield free[n % stages][0], n // stages & 1
-                yield free[n % stages][1], n // stages & 1
+                yield free[n % stages][0][-1], n // stages & 1
+                yield free[n % stages][1][-1], n // stages & 1
                 agents.append(load_rope(n + 2))
-            if n + stages < len(entries):
-                yield free[n % stages][h], n // stages & 1
-                agents.append(load_latent(n + stages, h))
 
     agents += [score(), output(0), output(1)]
     waiting = {}
@@ -115,5 +118,5 @@ def run(stages, requests, seed):
 runs = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 for seed in range(runs):
     rng = random.Random(seed)
-    run(rng.choice((2, 3, 4)), [(rng.randint(1, 9), rng.randint(1, 2)) for _ in range(rng.randint(1, 5))], seed)
+    run(rng.choice((2, 3, 4)), rng.choice((1, 2, 3)), [(rng.randint(1, 9), rng.randint(1, 2)) for _ in range(rng.randint(1, 5))], seed)
 print("no deadlock, no stale read in", runs, "runs")

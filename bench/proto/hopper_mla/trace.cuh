@@ -14,6 +14,6 @@ __device__ __forceinline__ long long nanoseconds() {
     if ((threadIdx.x & 127) == 0)                                                                                          \
         (p).trace[(((blockIdx.y * gridDim.x + blockIdx.x) * kTraceRoles + (role)) * kTraceBlocks) * kTracePoints + (point)] = nanoseconds()
 #else
-#define TRACE_TIME(p, role, point)
-#define TRACE_AT(p, role, n, point)
+#define TRACE_TIME(p, role, point) ((void)0)
+#define TRACE_AT(p, role, n, point) ((void)0)
 #endif

@@ -28,8 +28,9 @@ def show(name, b, h, sq, s, head=False, blocks=range(8, 16)):
     t = tr.cpu()
     start, work, end = t[:, :, 0, 13], t[:, 1:, 0, 14], t[:, 1:, 0, 15]
     zero = start.min()
-    q3 = lambda x: "/".join(f"{v:.1f}" for v in torch.quantile((x - zero).double().flatten() / 1e3, torch.tensor([0, .1, .5, .9, 1.], dtype=torch.double)).tolist())
-    print(f"== {name}: us since the first CTA began (min/10%/median/90%/max): begin {q3(start)} work done {q3(work)} joined {q3(end)}")
+    q3 = lambda x: "/".join(f"{v:.1f}" for v in torch.quantile((x[x > 0] - zero).double().flatten() / 1e3, torch.tensor([0, .1, .5, .9, 1.], dtype=torch.double)).tolist())
+    print(f"== {name}: us since the first CTA began (min/10%/median/90%/max): begin {q3(start)} entries known {q3(t[:, 1:, 0, 3])}, "
+          f"Q taken {q3(t[:, 0, 0, 3])}, first S {q3(t[:, 0, 0, 4])}, last O {q3(t[:, 1:, 0, 4])}, stored {q3(work)}, joined {q3(end)}")
     c = t[5]
     base = c[0, 1, 0]
     last = min(max(blocks) + 1, BLOCKS)
@@ -43,8 +44,9 @@ def show(name, b, h, sq, s, head=False, blocks=range(8, 16)):
 
 
 show("H128 q2 s8192", 128, 128, 2, 8192)
-show("H128 q1 s1024", 128, 128, 1, 1024, blocks=range(8, 24))
-show("H64 q1 s1024", 128, 64, 1, 1024, blocks=range(8, 20))
+show("H128 q1 s1024", 128, 128, 1, 1024, blocks=range(14, 22))
+show("H128 q1 s999", 114, 128, 1, 1024, blocks=range(14, 16))
+show("H64 q1 s1024", 128, 64, 1, 1024, blocks=range(8, 14))
 show("H16 q1 s4096", 128, 16, 1, 4096)
 show("head rope B8 s2048", 8, 32, 1, 2048, True, range(1, 8))
 show("head rope B64 s4096", 64, 32, 1, 4096, True)
