@@ -48,8 +48,9 @@ def test_merge_of_a_split_anywhere_is_the_whole(attend, dtype, features):
         merged_out, merged_lse = merge_states(*attend(**cut_keys(arrays, 0, split)), *attend(**cut_keys(arrays, split, 53)))
         roundings = 3 * epsilon(judge.dtype) * np.abs(arrays["value"].astype(float)).max()  # both parts and the sum are rounded
         assert np.abs(merged_out.astype(float) - judge.out.astype(float)).max() <= 2 * judge.limit_out.max() + roundings
-        assert np.nanmax(np.abs(np.where(np.isfinite(lse), merged_lse - judge.lse, 0))) <= 4 * judge.limit_lse.max()
         np.testing.assert_array_equal(np.isneginf(merged_lse), np.isneginf(lse))
+        finite = np.isfinite(lse)
+        assert np.abs(merged_lse[finite] - judge.lse[finite]).max() <= 4 * judge.limit_lse[finite].max()
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -59,8 +60,8 @@ def test_permuting_keys_changes_nothing(attend, dtype, seed):
     arrays = case.arrays()
     order = np.random.default_rng(seed).permutation(53)
     judge = Judge(arrays)
-    arrays |= {name: arrays[name][:, order] for name in ("key", "value", "kv_segment_ids")}
-    arrays |= {name: arrays[name][..., order] for name in ("bias", "attention_mask")}
+    arrays |= {name: np.take(arrays[name], order, 1) for name in ("key", "value", "kv_segment_ids")}
+    arrays |= {name: np.take(arrays[name], order, -1) for name in ("bias", "attention_mask")}
     judge.check(*attend(**arrays))
 
 
@@ -91,13 +92,14 @@ def test_constant_v_gives_constant_out(attend, dtype, feature):
     arrays["value"] = np.full_like(arrays["value"], 1.5)
     out, lse = attend(**arrays)
     seen = np.broadcast_to(np.moveaxis(np.isfinite(lse), -1, -2)[..., None], out.shape)
-    assert (np.abs(out[seen].astype(float) - 1.5) <= 1.5 * 4 * max(epsilon(out.dtype), 2e-7 if dtype != "float64" else 0)).all()
+    assert (np.abs(out[seen].astype(float) - 1.5) <= 1.5 * 8 * max(epsilon(out.dtype), 0 if dtype == "float64" else epsilon(np.float32))).all()
     assert (out[~seen] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_scaling_v_by_a_power_of_two_scales_out(attend, dtype):
     arrays = Case(id="linear", dtype=dtype).arrays()
+    arrays["value"] = np.abs(arrays["value"]) + cases.numpy_dtype(dtype).type(0.25)  # no subnormal in out, which would be rounded
     out, lse = attend(**arrays)
     scaled_out, scaled_lse = attend(**arrays | {"value": arrays["value"] * cases.numpy_dtype(dtype).type(4)})
     same_bits(scaled_out, out * cases.numpy_dtype(dtype).type(4))
@@ -202,11 +204,11 @@ def test_a_constant_bias_moves_lse_alone(attend, shift):
 def test_scores_far_apart_pick_one_key(attend):
     for dtype in cases.DTYPES:
         dtype = cases.numpy_dtype(dtype)
-        query, key = np.full((1, 3, 1, 1), 100, dtype), np.arange(-40, 41, dtype=np.float32).astype(dtype).reshape(1, 81, 1, 1)
+        query, key = np.full((1, 3, 1, 1), 1000, dtype), np.arange(-40, 41, dtype=np.float32).astype(dtype).reshape(1, 81, 1, 1)
         value = np.arange(81, dtype=np.float32).astype(dtype).reshape(1, 81, 1, 1)
         out, lse = attend(query=query, key=key, value=value)
         assert (out == 80).all()
-        np.testing.assert_allclose(lse, 4000)
+        np.testing.assert_allclose(lse, 40_000)
         out, lse = attend(query=-query, key=key, value=value)
         assert (out == 0).all()
-        np.testing.assert_allclose(lse, 4000)
+        np.testing.assert_allclose(lse, 40_000)

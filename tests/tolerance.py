@@ -116,7 +116,7 @@ def unit_of_error(piece, dtype, accumulator, *, normalize_output, dropout_prob, 
         m, p, denominator = reference.softmax(s, sinks)
         size = abs(score["softmax_scale"]) * (np.abs(piece.q.astype(work)) @ np.abs(piece.k.astype(work)).T)
         if piece.bias is not None:
-            size = size + np.abs(piece.bias.astype(work))
+            size = size + np.where(np.isinf(piece.bias.astype(work)), 0, np.abs(piece.bias.astype(work)))  # infinity is exact
         if score["logits_soft_cap"] is not None:
             size = size * (1 - (s / score["logits_soft_cap"]) ** 2) + np.abs(s)
         exponent = size + np.abs(s - m[..., None])
