@@ -8,8 +8,8 @@
 #ifndef EARLY
 #define EARLY 1       // a piece is refilled while the next one's product runs
 #endif
-#ifndef PREFETCH
-#define PREFETCH 5    // entries ahead that are brought to L2; 0: none
+#ifndef ROPE_AHEAD
+#define ROPE_AHEAD 0  // blocks beyond the ring whose rope keys are brought to L2
 #endif
 
 // four lanes have each a quarter (2 columns) of four 8-column groups: lane q gets all of group q
@@ -96,7 +96,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         for (int i = 0; i < T::kLatentStages; ++i) {
             const volatile Entry& e = sm.entry(half, i);
             if (e.at != kEnd && (e.at <= kQ) == queries && elect_one()) {
-                if (half == 1 && i < 2) load_rope<T>(sm, i, e, maps, p, m_block);
+                if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, p, m_block);
 #pragma unroll 1
                 for (int c = 0; c < T::kOutPieces; ++c) load_latent<T>(sm, i, half, c, e, maps, p, m_block);
             }
@@ -122,17 +122,17 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     // entry n's last piece is used up, and P
     auto advance = [&] {
         sm.pipe.release(n, half, T::kOutPieces - 1);
-        if (half == 1 && warp == 0) {   // rope keys of block n + 2 over P(n), which both warpgroups must have used
-            const volatile Entry& f = sm.entry(1, n + 2);
+        if (half == 1 && warp == 0) {   // rope keys of a later block over P(n), which both warpgroups must have used
+            const volatile Entry& f = sm.entry(1, n + T::kRopeStages);
             if (f.at != kEnd) {
                 sm.pipe.wait_free(n, 0, T::kOutPieces - 1), sm.pipe.wait_free(n, 1, T::kOutPieces - 1);
-                if (elect_one()) load_rope<T>(sm, n, f, maps, p, m_block);
+                if (elect_one()) load_rope<T>(sm, n + T::kRopeStages, f, maps, p, m_block);
             }
             __syncwarp();
         }
         refill(T::kOutPieces - 1);
-        if (PREFETCH && gridDim.x > 1 && warp == 2) {
-            if (elect_one()) prefetch_latent<T>(half, sm.entry(half, n + PREFETCH), maps, p, m_block);
+        if (ROPE_AHEAD && half == 0 && warp == 2 && m_block == n % gridDim.x) {
+            if (elect_one()) prefetch_rope<T>(sm.entry(half, n + T::kRopeStages + ROPE_AHEAD), maps, p);
             __syncwarp();
         }
         if (warp == 1) {
@@ -165,7 +165,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         for (; left > 0; --left) {
             sm.pipe.wait_p(n, half);
             TRACE_AT(p, 1 + half, n, 0);
-            const int slot = sm.pipe.slot(n), rope_slot = n & 1;
+            const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
             const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
             if (accumulate && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
             const uint64_t pd = desc_k_major(smem_addr(sm.rope[rope_slot][0]));

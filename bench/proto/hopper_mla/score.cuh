@@ -16,9 +16,10 @@
 #define LAG 8
 #endif
 constexpr float kLag = LAG;
-#ifndef LATE
-#define LATE 0   // P(n) is published: 0 before S(n+1), 1 after its register k-steps, 2 after all its latent k-steps
+#ifndef PUBLISH_AT
+#define PUBLISH_AT 16
 #endif
+constexpr int kPublishAt = PUBLISH_AT;   // P(n) is published when S(n+1) has issued so many of its k-steps; -1: before it begins
 
 #ifndef HOLD
 #define HOLD 0
@@ -65,7 +66,7 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
         named_sync(1, 128);   // the last request's S is done
 #pragma unroll
         for (int i = 0; i < T::kSmemTiles; ++i) {
-            const uint8_t* from = i < T::kLatentSmemTiles ? sm.latent[slot][T::kRegTiles + i] : sm.rope[n & 1][i - T::kLatentSmemTiles];
+            const uint8_t* from = i < T::kLatentSmemTiles ? sm.latent[slot][T::kRegTiles + i] : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSmemTiles];
 #pragma unroll
             for (int b = 0; b < T::kBoxBytes; b += 128 * 16)
                 *reinterpret_cast<int4*>(&sm.q[i][e * T::kBoxBytes + b + t * 16]) = *reinterpret_cast<const int4*>(from + b + t * 16);
@@ -93,6 +94,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
         if (r == seg.part.r0) TRACE_TIME(p, 0, 3);
         float max0 = -INFINITY, max1 = -INFINITY, sum0 = 0.f, sum1 = 0.f;
         const int masked = seg.masked(r);   // blocks that need a mask are this part's last ones: left <= masked
+        constexpr int kPublish = kPublishAt < T::kLatentBoxes * 4 ? kPublishAt : T::kLatentBoxes * 4 - 1;
         bool owing = false;                 // P(n - 1) is not published yet
         uint32_t pk[T::kN / 8][2];          // P
         float scale0, scale1;
@@ -100,17 +102,17 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             sm.pipe.wait_s(n);   // every warp's S has read the rope keys that P overwrites
             // stmatrix: lanes 8m..8m+7 give the rows of matrix m: (rows 0-7, 8-15) x (chunk i, i + 1)
             const int row = warp * 16 + (lane & 15);
-            const uint32_t base = smem_addr(sm.rope[n & 1][0]) + row * 128;
+            const uint32_t base = smem_addr(sm.rope[sm.pipe.rope_slot(n)][0]) + row * 128;
 #pragma unroll
             for (int i = 0; i < T::kN / 8; i += 2)
                 stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
-            if ((lane & 3) == 0) sm.scale[n & 1][row0] = scale0, sm.scale[n & 1][row0 + 8] = scale1;
+            if ((lane & 3) == 0) sm.scale[sm.pipe.rope_slot(n)][row0] = scale0, sm.scale[sm.pipe.rope_slot(n)][row0 + 8] = scale1;
         };
 
 #pragma unroll 1
         for (; left > 0; --left, ++n) {
             // ---- S = Q K^T
-            const int slot = sm.pipe.slot(n), rope_slot = n & 1;
+            const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
             TRACE_AT(p, 0, n, 0);
             if (owing && !sm.pipe.latent_ready(n)) {
                 if (kHold) store_p(n - 1);
@@ -141,7 +143,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
 #pragma unroll
                 for (int k = 0; k < T::kPieceBoxes * 4; ++k) {
                     const int at = (half * T::kHalfBoxes + piece * T::kPieceBoxes) * 4 + k;
-                    if (at == T::kRegTiles * 4 && LATE == 1 && owing) {
+                    if (i * T::kPieceBoxes * 4 + k == kPublish && owing) {
                         if (kHold) store_p(n - 1);
                         sm.pipe.publish(n - 1);
                     }
@@ -150,7 +152,6 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                 }
             }
             wgmma_commit();
-            if ((LATE == 2 || (LATE == 1 && T::kLatentSmemTiles == 0)) && owing) sm.pipe.publish(n - 1);
             sm.pipe.wait_rope(n);
             __syncwarp();
             wgmma_fence();
@@ -250,7 +251,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                     sm.lse[row0 + 8] = max1 + log2f(sum1);
                 }
                 sm.pipe.publish(n);
-            } else if (LATE == 0) {
+            } else if (kPublish < 0) {
                 owing = false;
                 sm.pipe.publish(n);
             }

@@ -19,16 +19,16 @@ class Barrier:
         return self.phase != parity
 
 
-def run(stages, pieces, requests, seed):
+def run(stages, rope_stages, pieces, requests, seed):
     rng = random.Random(seed)
     entries = []
     for blocks, q in requests:
         entries += ["q"] * q + [f"k{left}" for left in range(blocks, 0, -1)]
     full, free = [[[[Barrier(1) for _ in range(pieces)] for _ in range(2)] for _ in range(stages)] for _ in range(2)]
-    rope_full, s_done = [[Barrier(1) for _ in range(2)] for _ in range(2)]
-    p_full = [[Barrier(2), Barrier(2)] for _ in range(2)]   # score and one output warpgroup
+    rope_full, s_done = [[Barrier(1) for _ in range(rope_stages)] for _ in range(2)]
+    p_full = [[Barrier(2), Barrier(2)] for _ in range(rope_stages)]   # score and one output warpgroup
     latent = [[[None] * pieces, [None] * pieces] for _ in range(stages)]
-    rope = [None, None]
+    rope = [None] * rope_stages
 
     def load_latent(n, h, c):
         yield "step"
@@ -37,14 +37,14 @@ def run(stages, pieces, requests, seed):
 
     def load_rope(n):
         yield "step"
-        rope[n % 2] = ("rope", n)
-        rope_full[n % 2].arrive()
+        rope[n % rope_stages] = ("rope", n)
+        rope_full[n % rope_stages].arrive()
 
     agents = []
 
     def publish(n):
-        p_full[n % 2][0].arrive()
-        p_full[n % 2][1].arrive()
+        p_full[n % rope_stages][0].arrive()
+        p_full[n % rope_stages][1].arrive()
 
     def score():
         n, owing = 0, None
@@ -60,16 +60,16 @@ def run(stages, pieces, requests, seed):
             if owing is not None:
                 publish(owing)
                 owing = None
-            yield rope_full[n % 2], n >> 1 & 1
-            assert rope[n % 2] == ("rope", n)
+            yield rope_full[n % rope_stages], n // rope_stages & 1
+            assert rope[n % rope_stages] == ("rope", n)
             yield "step"
             assert latent[n % stages] == [[n] * pieces] * 2, (n, latent)
-            s_done[n % 2].arrive()
-            yield s_done[n % 2], n >> 1 & 1
+            s_done[n % rope_stages].arrive()
+            yield s_done[n % rope_stages], n // rope_stages & 1
             if e == "q":
                 publish(n)
             else:
-                rope[n % 2] = ("p", n)
+                rope[n % rope_stages] = ("p", n)
                 if e == "k1" or not late:
                     publish(n)
                 else:
@@ -79,26 +79,26 @@ def run(stages, pieces, requests, seed):
     def output(h):
         for i in range(min(stages, len(entries))):
             agents.extend(load_latent(i, h, c) for c in range(pieces))
-            if h == 1 and i < 2:
+            if h == 1 and i < rope_stages:
                 agents.append(load_rope(i))
         for n, e in enumerate(entries):
-            p_full[n % 2][h].arrive()
-            yield p_full[n % 2][h], n >> 1 & 1
+            p_full[n % rope_stages][h].arrive()
+            yield p_full[n % rope_stages][h], n // rope_stages & 1
             for c in range(pieces):
                 yield "step"
                 assert latent[n % stages][h][c] == n
                 if e != "q":
-                    assert rope[n % 2] == ("p", n), (n, rope)
+                    assert rope[n % rope_stages] == ("p", n), (n, rope)
                 yield "step"
                 assert latent[n % stages][h][c] == n
                 free[n % stages][h][c].arrive()
+                if c == pieces - 1 and h == 1 and n + rope_stages < len(entries):   # before the last refill
+                    yield free[n % stages][0][-1], n // stages & 1
+                    yield free[n % stages][1][-1], n // stages & 1
+                    agents.append(load_rope(n + rope_stages))
                 if n + stages < len(entries):
                     yield free[n % stages][h][c], n // stages & 1
                     agents.append(load_latent(n + stages, h, c))
-            if h == 1 and n + 2 < len(entries):
-                yield free[n % stages][0][-1], n // stages & 1
-                yield free[n % stages][1][-1], n // stages & 1
-                agents.append(load_rope(n + 2))
 
     agents += [score(), output(0), output(1)]
     waiting = {}
@@ -118,5 +118,10 @@ def run(stages, pieces, requests, seed):
 runs = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 for seed in range(runs):
     rng = random.Random(seed)
-    run(rng.choice((2, 3, 4)), rng.choice((1, 2, 3)), [(rng.randint(1, 9), rng.randint(1, 2)) for _ in range(rng.randint(1, 5))], seed)
+    stages = rng.choice((2, 3, 4))
+    shape = stages, min(stages, rng.choice((2, 3))), rng.choice((1, 2, 3)), [(rng.randint(1, 9), rng.randint(1, 2)) for _ in range(rng.randint(1, 5))]
+    try:
+        run(*shape, seed)
+    except AssertionError as e:
+        sys.exit(f"{e} with stages, rope stages, pieces, (blocks, query entries) = {shape}, seed {seed}")
 print("no deadlock, no stale read in", runs, "runs")
