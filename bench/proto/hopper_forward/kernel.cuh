@@ -23,7 +23,8 @@ struct Strides {
 };
 
 struct Params {
-  CUtensorMap q, k, v, out_map;  // out_map: boxes of 64 x 64
+  // Seen as {D, rows, heads, batch, x}, boxes of 64 columns. Packed: rows end where a sequence ends (see RowOrigin); out: boxes of 64 rows.
+  CUtensorMap q, k, v, out_map;
   void* out;
   float* lse;  // [batch][head][seqlen_q]
   Strides out_strides;
@@ -33,7 +34,24 @@ struct Params {
   uint32_t zero;  // 0; see SoftmaxState::find_max
   TileOrder order;
   unsigned* counter;  // 0; exactly count() draws return it to 0
+  // Kind::kBand and up
+  const int *cu_seqlens_q, *cu_seqlens_k;  // null: not packed
+  int sequences, total_q, total_k;
+  int window_left, window_right;  // Band::kUnlimited: none
+  bool bottom_right;
+  const float* sinks;  // [heads_q], natural log of the sum of each head's sink terms; or null
 };
+
+// Where a sequence lies in a tensor map. Packed: the map's rows are counted so that the sequence's end is the map's end, which the
+// copies then respect: row `first` of x = (end of the sequence in the array) is the array's row (total - length) + x - total.
+struct RowOrigin {
+  int first, x;
+};
+template <class T>
+__device__ inline RowOrigin row_origin(bool packed, int total, int row0, int length) {
+  if (!T::kBand || !packed) return {0, 0};
+  return {total - length, row0 + length};
+}
 
 template <class T>
 struct Addresses {  // of the parts of SharedStorage
@@ -50,18 +68,32 @@ struct Addresses {  // of the parts of SharedStorage
 };
 
 template <class T>
-__device__ inline int band_high(int seqlen_q, int seqlen_k) {
-  return T::kCausal ? seqlen_k - seqlen_q : Band::kUnlimited;
+__device__ inline Band band(const Params& p, int seqlen_q, int seqlen_k) {
+  if (T::kKind == Kind::kFull) return {seqlen_k, -Band::kUnlimited, Band::kUnlimited};
+  if (T::kKind == Kind::kCausal) return {seqlen_k, -Band::kUnlimited, seqlen_k - seqlen_q};
+  const int shift = p.bottom_right ? seqlen_k - seqlen_q : 0;
+  return {seqlen_k, p.window_left == Band::kUnlimited ? -Band::kUnlimited : shift - p.window_left,
+          p.window_right == Band::kUnlimited ? Band::kUnlimited : shift + p.window_right};
 }
 
 // ---- producer --------------------------------------------------------------------------------------------------------------
+// Tile `index` of the order; j_end = 0 if there is none.
 template <class T>
-__device__ inline Work describe(const Params& p, int index) {
-  const Tile t = p.order[index];
-  Work w{t.m, t.head, t.batch, 0, 0, p.seqlen_q, p.seqlen_k, 0};
-  int keys = p.seqlen_k;
-  if (T::kCausal) keys = min(keys, (t.m + 1) * T::kTileM + band_high<T>(p.seqlen_q, p.seqlen_k));
-  w.j_end = max(1, (keys + T::kTileN - 1) / T::kTileN);  // a tile whose rows see no key computes one that is masked throughout
+__device__ inline Work describe(const Params& p, PackedOrder& packed, int index) {
+  Work w{};
+  if (index >= p.order.count()) return w;
+  Tile t;
+  w.seqlen_q = p.seqlen_q, w.seqlen_k = p.seqlen_k;
+  if (T::kBand && p.cu_seqlens_q) {
+    if (!packed.find(p.cu_seqlens_q, p.sequences, p.order.heads, T::kTileM, index, t)) return w;
+    w.row0_q = p.cu_seqlens_q[t.batch], w.seqlen_q = p.cu_seqlens_q[t.batch + 1] - w.row0_q;
+    w.row0_k = p.cu_seqlens_k[t.batch], w.seqlen_k = p.cu_seqlens_k[t.batch + 1] - w.row0_k;
+  } else {
+    t = p.order[index];
+  }
+  w.m = t.m, w.head = t.head, w.batch = t.batch;
+  const TileRange keys = band<T>(p, w.seqlen_q, w.seqlen_k).template keys<T::kTileN>(t.m * T::kTileM, (t.m + 1) * T::kTileM);
+  w.j_begin = T::kBand ? keys.begin : 0, w.j_end = keys.end;
   return w;
 }
 
@@ -73,26 +105,48 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   auto work_ring = at.work_ring();
   const int count = p.order.count();
   const int rank = T::kCluster == 1 ? 0 : ptx::cluster_rank();
-  int kv_head = 0;
 
+  // What a copy needs to know of a tile's keys.
+  struct Keys {
+    int head, batch, j_begin, j_end;
+    RowOrigin origin;
+  };
+  auto keys_of = [&](const Work& w) {
+    const bool is_packed = T::kBand && p.cu_seqlens_q;
+    return Keys{w.head / p.group, is_packed ? 0 : w.batch, w.j_begin, w.j_end,
+                row_origin<T>(is_packed, p.total_k, w.row0_k, w.seqlen_k)};
+  };
   // Rows j * kTileN.. of K or V; a block of a cluster loads its share of the column blocks for all.
-  auto load = [&](auto bytes, auto blocks, RingCursor<T::kStages>& ring, const CUtensorMap& map, uint32_t tiles, const Work& w,
-                  int j) {
-    constexpr int kBytes = decltype(bytes)::value, kBlocks = decltype(blocks)::value / T::kCluster;
-    const uint32_t bar = ring.acquire(kBytes);
-    const uint32_t to = tiles + ring.stage * kBytes + rank * (kBytes / T::kCluster);
-    if constexpr (T::kCluster == 1)
-      ptx::tma_load_5d(to, &map, bar, ptx::kEvictLast, 0, j * T::kTileN, 0, kv_head, w.batch);
-    else
-      ptx::tma_load_5d_multicast(to, &map, bar, ptx::kEvictLast, (1 << T::kCluster) - 1, 0, j * T::kTileN, rank * kBlocks,
-                                 kv_head, w.batch);
+  auto load = [&](auto blocks, RingCursor<T::kStages>& ring, const CUtensorMap& map, uint32_t tiles, const Keys& w, int j) {
+    constexpr int kBlocks = decltype(blocks)::value, kShare = kBlocks / T::kCluster, kBlockBytes = T::kTileN * 128;
+    const uint32_t bar = ring.acquire(kBlocks * kBlockBytes);
+    const uint32_t to = tiles + (ring.stage * kBlocks + rank * kShare) * kBlockBytes;
+#pragma unroll
+    for (int c = 0; c < kShare; ++c) {
+      const int column = (rank * kShare + c) * 64, row = w.origin.first + j * T::kTileN;
+      if constexpr (T::kCluster == 1)
+        ptx::tma_load_5d(to + c * kBlockBytes, &map, bar, ptx::kEvictLast, column, row, w.head, w.batch, w.origin.x);
+      else
+        ptx::tma_load_5d_multicast(to + c * kBlockBytes, &map, bar, ptx::kEvictLast, (1 << T::kCluster) - 1, column, row, w.head,
+                                   w.batch, w.origin.x);
+    }
     ring.advance();
   };
-  auto load_k = [&](const Work& w, int j) {
-    load(std::integral_constant<int, T::kKBytes>{}, std::integral_constant<int, T::kBlocksQk>{}, k_ring, p.k, at.k(), w, j);
+  auto load_k = [&](const Keys& w, int j) {
+    load(std::integral_constant<int, T::kBlocksQk>{}, k_ring, p.k, at.k(), w, j);
   };
-  auto load_v = [&](const Work& w, int j) {
-    load(std::integral_constant<int, T::kVBytes>{}, std::integral_constant<int, T::kBlocksV>{}, v_ring, p.v, at.v(), w, j);
+  auto load_v = [&](const Keys& w, int j) {
+    load(std::integral_constant<int, T::kBlocksV>{}, v_ring, p.v, at.v(), w, j);
+  };
+  auto load_q = [&](const Work& w) {
+    const bool is_packed = T::kBand && p.cu_seqlens_q;
+    const RowOrigin origin = row_origin<T>(is_packed, p.total_q, w.row0_q, w.seqlen_q);
+    const uint32_t bar = q_ring.acquire(T::kQBytes);
+#pragma unroll
+    for (int c = 0; c < T::kBlocksQk; ++c)
+      ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes + c * T::kTileM * 128, &p.q, bar, ptx::kEvictFirst, c * 64,
+                       origin.first + w.m * T::kTileM, w.head, is_packed ? 0 : w.batch, origin.x);
+    q_ring.advance();
   };
   auto tell = [&](const Work& w) {
     work_ring.wait_empty();
@@ -101,58 +155,49 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     work_ring.advance();
   };
 
-  auto load_q = [&](const Work& w) {
-    const uint32_t bar = q_ring.acquire(T::kQBytes);
-    ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes, &p.q, bar, ptx::kEvictFirst, 0, w.m * T::kTileM, 0, w.head, w.batch);
-    q_ring.advance();
-  };
-
   int index = blockIdx.x;
   unsigned drawn = 0;
-  // The next tile: drawn two key tiles before it is needed (blocks that run ahead get more), decoded one later.
+  // The next tile: drawn two key tiles before it is needed (blocks that run ahead get more).
   auto draw = [&] {
     if constexpr (T::kTune.schedule == Schedule::kDynamic) drawn = atomicAdd(p.counter, 1u);
   };
-  auto next_work = [&] {
+  auto next_index = [&] {
     if constexpr (T::kTune.schedule == Schedule::kSingle) index = count;
     if constexpr (T::kTune.schedule == Schedule::kStatic) index += gridDim.x;
     if constexpr (T::kTune.schedule == Schedule::kDynamic) {
       if (drawn == static_cast<unsigned>(count - 1)) atomicExch(p.counter, 0u);
       index = static_cast<int>(drawn + gridDim.x);
     }
-    if (index < count) return describe<T>(p, index);
-    return Work{};
   };
+  PackedOrder packed;
 
-  Work w = describe<T>(p, index);
+  Work w = describe<T>(p, packed, index);
   tell(w);
-  kv_head = w.head / p.group;
-  load_q(w);
-  load_k(w, w.j_end - 1);
-  for (;;) {
-    const int draw_at = min(w.j_end - 1, w.j_begin + 2);
-    for (int j = w.j_end - 1; j > w.j_begin; --j) {
-      if (j == draw_at) draw();
-      load_k(w, j - 1);
-      load_v(w, j);
-    }
-    if (draw_at == w.j_begin) draw();
-    const Work next = next_work();
-    tell(next);
+  Keys keys = keys_of(w);
+  if (keys.j_end > 0) load_q(w), load_k(keys, keys.j_end - 1);
+  while (keys.j_end > 0) {
+    int j = keys.j_end - 1;
+    auto load_pairs = [&](int down_to) {
+#pragma unroll 1
+      for (; j > down_to; --j) load_k(keys, j - 1), load_v(keys, j);
+    };
+    load_pairs(keys.j_begin + 2);
+    draw();
+    load_pairs(keys.j_begin);
+    next_index();
+    w = describe<T>(p, packed, index);
+    tell(w);
     // The next tile's first loads go ahead of this one's last V, whose place is not yet free.
-    const int next_kv_head = next.head / p.group, this_kv_head = kv_head;
+    const Keys next = keys_of(w);
     if (next.j_end > 0) {
-      if constexpr (T::kQStages > 1) load_q(next);
-      kv_head = next_kv_head;
+      if constexpr (T::kQStages > 1) load_q(w);
       load_k(next, next.j_end - 1);
-      kv_head = this_kv_head;
     }
-    load_v(w, w.j_begin);
-    if (next.j_end == 0) break;
-    if constexpr (T::kQStages == 1) load_q(next);
-    w = next;
-    kv_head = next_kv_head;
+    load_v(keys, keys.j_begin);
+    if (next.j_end > 0 && T::kQStages == 1) load_q(w);
+    keys = next;
   }
+  while (T::kTune.schedule == Schedule::kDynamic && index < count) draw(), next_index();  // every number is drawn
 }
 
 // ---- consumers -------------------------------------------------------------------------------------------------------------
@@ -206,7 +251,7 @@ __device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (
 // exist. The caller's thread 0 waits for the copy before that memory is used again.
 template <class T, int kRegs>
 __device__ __forceinline__ void store_out_tma(const float (&o)[kRegs], const float (&factor)[2], uint32_t rows, const CUtensorMap* map,
-                                              const Work& w, int first_row, int barrier) {
+                                              const Work& w, int first_row, bool is_packed, int total, int barrier) {
   using Element = typename T::Element;
   const int lane = threadIdx.x % 32;
   const uint32_t line = rows + (threadIdx.x % 128 / 32 * 16 + lane % 16) * 128;
@@ -219,9 +264,11 @@ __device__ __forceinline__ void store_out_tma(const float (&o)[kRegs], const flo
   }
   ptx::fence_async_proxy();
   ptx::named_barrier_sync(barrier, 128);
+  const RowOrigin origin = row_origin<T>(is_packed, total, w.row0_q, w.seqlen_q);
 #pragma unroll
   for (int c = 0; c < T::kBlocksV; ++c)
-    ptx::tma_store_5d_if(threadIdx.x % 128 == 0, rows + c * T::kTileM * 128, map, 0, first_row, c, w.head, w.batch);
+    ptx::tma_store_5d_if(threadIdx.x % 128 == 0, rows + c * T::kTileM * 128, map, 64 * c, origin.first + first_row, w.head,
+                         is_packed ? 0 : w.batch, origin.x);
   ptx::tma_store_commit();
 }
 
@@ -256,14 +303,11 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   };
   auto first_row = [&](const Work& w) { return w.m * T::kTileM + me * 64; };
   auto mask = [&](float (&s)[N / 2], const Work& w, int j) {
-    const Band band{w.seqlen_k, -Band::kUnlimited, band_high<T>(w.seqlen_q, w.seqlen_k)};
-    mask_scores<N, T::kCausal, false>(s, band, first_row(w) + row, j * N);
+    mask_scores<N, T::kKind != Kind::kCausal, T::kCausal, T::kBand>(s, band<T>(p, w.seqlen_q, w.seqlen_k), first_row(w) + row, j * N);
   };
-  // Key tiles [0, full_end) are seen by every row of this warpgroup.
-  auto full_end = [&](const Work& w) {
-    int keys = w.seqlen_k;
-    if (T::kCausal) keys = min(keys, max(0, first_row(w) + 1 + band_high<T>(w.seqlen_q, w.seqlen_k)));
-    return keys / N;
+  // Key tiles that are seen by every row of this warpgroup.
+  auto full = [&](const Work& w) {
+    return band<T>(p, w.seqlen_q, w.seqlen_k).template full<N>(first_row(w), first_row(w) + 64);
   };
   auto issue_qk = [&](float (&s)[N / 2]) {
     ptx::wgmma_fence();
@@ -290,7 +334,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 #pragma unroll
     for (int i = 0; i < T::Dv / 2; ++i) o[i] = 0.f;
     state.reset();
-    if (j >= full_end(w)) mask(s, w, j);
+    if (T::kBand || j >= full(w).end) mask(s, w, j);
     float offset[2];
     state.template find_max<false, true>(s, p.scale_log2, alpha, offset, 0);
     state.template exponentiate<0, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
@@ -404,28 +448,33 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       if constexpr (T::kTune.spread > 0) spread_step(masked);
       else step(masked);
     };
-    const int masked_down_to = max(w.j_begin, full_end(w));
-    while (j > masked_down_to) one(std::true_type{});
-    while (j > w.j_begin) one(std::false_type{});
+    const TileRange unmasked = full(w);
+    const int right = max(w.j_begin, unmasked.end), left = T::kBand ? max(w.j_begin, unmasked.begin) : w.j_begin;
+    while (j > right) one(std::true_type{});
+    while (j > left) one(std::false_type{});
+    if (T::kBand)
+      while (j > w.j_begin) one(std::true_type{});
 
     const uint32_t own_rows = at.q() + q_ring.stage * T::kQBytes + me * 64 * 128, q_empty = q_ring.empty();
     q_ring.advance();
 
     // The last P V of this output tile, then S of the next one; the epilogue runs under the latter.
     float factor[2], lse[2];
-    Element* const out = static_cast<Element*>(p.out) + w.batch * p.out_strides.batch + w.head * p.out_strides.head +
-                         int64_t(w.row0 + first_row(w)) * p.out_strides.row;
-    float* const lse_row = p.lse + w.batch * p.lse_batch + w.head * p.lse_head + w.row0 + first_row(w);
+    Element* const out = static_cast<Element*>(p.out) + int64_t(w.batch) * p.out_strides.batch + w.head * p.out_strides.head +
+                         int64_t(w.row0_q + first_row(w)) * p.out_strides.row;
+    float* const lse_row = p.lse + int64_t(w.batch) * p.lse_batch + w.head * p.lse_head + w.row0_q + first_row(w);
     const int rows_left = w.seqlen_q - first_row(w);
     auto finish = [&] {
-      state.finish(p.scale_log2, -INFINITY, factor, lse);
+      const float sink = T::kBand && p.sinks ? p.sinks[w.head] * 1.4426950408889634f : -INFINITY;
+      state.finish(p.scale_log2, sink, factor, lse);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         if (lane % 4 == 0 && row + 8 * r < rows_left) lse_row[row + 8 * r] = lse[r];
     };
     auto store = [&] {
       if constexpr (T::kStoreByTma)
-        store_out_tma<T>(o, factor, own_rows, &p.out_map, w, first_row(w), 1 + T::kConsumers + me);
+        store_out_tma<T>(o, factor, own_rows, &p.out_map, w, first_row(w), T::kBand && p.cu_seqlens_q, p.total_q,
+                         1 + T::kConsumers + me);
       else
         store_out(o, factor, out, p.out_strides.row, rows_left);
     };

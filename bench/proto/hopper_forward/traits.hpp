@@ -34,20 +34,27 @@ struct Tuning {
   int poly;          // of every 8 exp2, so many are polynomials on the FMA units
 };
 
-// Element: __nv_bfloat16 or __half. D, Dv: multiples of 16 (32 for Dv); tiles are padded to 64 columns.
-template <class Element_, int D_, int Dv_, bool kCausal_, Tuning kTuning>
+// What a kernel is compiled for; all else is a run-time field.
+// kFull, kCausal (bottom right): sequences of one length. kBand: also packed sequences, windows of either alignment, sinks.
+// kScores: also soft cap, bias, mask and segment ids.
+enum class Kind { kFull, kCausal, kBand, kScores };
+
+// Element: __nv_bfloat16 or __half. D: a multiple of 16, Dv: of 32; tiles are padded to 64 columns.
+template <class Element_, int D_, int Dv_, Kind kKind_, Tuning kTuning>
 struct Traits {
   using Element = Element_;
   static constexpr int D = D_, Dv = Dv_;
   static constexpr int kBlocksQk = (D + 63) / 64, kBlocksV = (Dv + 63) / 64;  // columns in blocks of 64
-  static constexpr bool kCausal = kCausal_;
+  static constexpr Kind kKind = kKind_;
+  static constexpr bool kCausal = kKind != Kind::kFull;  // some row may see no key of a tile
+  static constexpr bool kBand = kKind >= Kind::kBand, kScores = kKind == Kind::kScores;
   static constexpr Tuning kTune = kTuning;
   static constexpr int kConsumers = kTune.consumers, kTileM = 64 * kConsumers, kTileN = kTune.tile_n;
   static constexpr int kStages = kTune.stages, kQStages = kTune.q_stages, kCluster = kTune.cluster;
   static_assert(kCluster == 1 || (!kCausal && kTune.schedule == Schedule::kStatic && kBlocksQk % kCluster == 0 &&
                                   kBlocksV % kCluster == 0));
   // The output leaves through its own query rows' shared memory, by TMA; else from registers.
-  static constexpr bool kStoreByTma = kQStages > 1 && Dv % 64 == 0 && Dv <= D;
+  static constexpr bool kStoreByTma = kQStages > 1 && Dv <= D;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : kConsumers == 3 ? 160 : 240;
@@ -59,7 +66,7 @@ struct Work {
   int m, head, batch;
   int j_begin, j_end;      // key tiles, walked from the last to the first; at least one. No work: j_end = 0
   int seqlen_q, seqlen_k;  // of this sequence
-  int row0;                // of its first query in a packed array
+  int row0_q, row0_k;      // of its first query and key in a packed array
 };
 
 template <class T>
