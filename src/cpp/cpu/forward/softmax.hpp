@@ -4,6 +4,8 @@
 //
 // c takes scores to base 2. Where nothing has been seen yet max' is -inf, and 0 is subtracted instead, so that p is 0. The
 // comparisons drop NaN from the maximum; it comes back through p and so reaches sum and out of that row alone.
+// c s_j - max' is one fma, whose result differs from 0 at the maximum itself by the rounding of max': harmless, for all p of the row
+// share it, until scores are so large that out without normalisation, and later the range of exp2, would show it.
 // Dropout multiplies p after the sum: rows and keys give the counters of core/philox.hpp, two keys a call.
 #pragma once
 
@@ -11,6 +13,33 @@
 #include "cpu/simd/math.hpp"
 
 namespace attile::ATTILE_ISA {
+
+// Maxima above this, in base 2, round by more than a hundredth or so.
+template <class T>
+inline constexpr T kSteep = static_cast<T>(int64_t{1} << (Bits<T>::kMantissa - 7));
+
+template <class T, int N>
+inline bool any_steep(const Vec<T> (&top)[N], T c) {
+  const Vec<T> limit = broadcast<T>(kSteep<T> / c), nothing = broadcast<T>(-kInfinity<T>);
+  VecN<Int<T>, kLanes<T>> steep{};
+  for (int n = 0; n < N; ++n) steep |= (top[n] > limit) | ((top[n] < Vec<T>{} - limit) & (top[n] > nothing));
+  uint64_t words[kVectorBytes / 8], any = 0;
+  store(words, steep);
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
+}
+
+// Takes steep scores relative to their maximum, exactly. Returns that maximum in base 2, where one beyond the range of T (a bias
+// of the smallest float) saturates, so that it stays seen.
+template <class T>
+inline __attribute__((noinline)) Vec<T> flatten(T* s, int64_t keys, T c, Vec<T> top) {
+  constexpr T kLargest = static_cast<T>(sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023);
+  const Vec<T> infinite = broadcast<T>(kInfinity<T>), largest = broadcast<T>(kLargest);
+  const Vec<T> origin = top == Vec<T>{} - infinite ? Vec<T>{} : top;
+  for (int64_t j = 0; j < keys; ++j) store(s + j * kPanel<T>, load<Vec<T>>(s + j * kPanel<T>) - origin);
+  const Vec<T> scaled = max(Vec<T>{} - largest, origin * c);
+  return origin == infinite ? infinite : scaled > largest ? largest : scaled;
+}
 
 // max, sum: [kPanel]
 template <class T, int N>
@@ -28,13 +57,20 @@ inline void softmax(T* s, int64_t keys, T c, T* max_of, T* sum_of, Vec<T> (&alph
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) top[n] = max(load<Vec<T>>(s + j * kPanel<T> + n * W), top[n]);
   }
+  const bool steep = any_steep<T, N>(top, c);
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) {
     const Vec<T> before = load<Vec<T>>(max_of + n * W);
-    const Vec<T> now = max(top[n] * factor, before);
+    Vec<T> scaled = top[n] * factor, origin{};
+    if (steep) {
+      origin = flatten<T>(s + n * W, keys, c, top[n]);
+      scaled = top[n] == -kInfinity<T> ? top[n] : origin;
+    }
+    const Vec<T> now = max(scaled, before);
     base[n] = now == -kInfinity<T> ? Vec<T>{} : now;
     alpha[n] = exp2<T>(before - base[n]);
     store(max_of + n * W, now);
+    base[n] -= origin;
   }
 #pragma GCC unroll 2
   for (int64_t j = 0; j < keys; ++j) {
