@@ -105,7 +105,57 @@ def test_workspace_does_not_grow_with_length():
         x = np.lib.stride_tricks.as_strided(np.zeros(64, np.float32), (1, n, 1, 64), (0, 0, 0, 4))
         return attile.explain(flash_attention, x, x, x)["workspace_bytes"]
 
-    assert workspace(2**20) <= workspace(2**14)
+    # beside the tiles there is a list of the units of work: a fraction of a byte for each query
+    assert workspace(2**20) - workspace(2**14) <= 2**20 // 4
+
+
+# ---- nothing is read or written beside an array
+
+GUARDED = """
+    import ctypes, mmap, sys
+    import numpy as np
+    import attile
+    sys.path.insert(0, sys.argv[1])
+    import cases
+
+    PAGE = mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    kept = []
+
+    def guarded(x, side):
+        \"\"\"The same values, so that the byte before (or after) them is on a page that must not be touched.\"\"\"
+        pages = -(-max(x.nbytes, 1) // PAGE)
+        room = mmap.mmap(-1, (pages + 2) * PAGE)
+        kept.append(room)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(room))
+        for page in (0, pages + 1):
+            assert libc.mprotect(base + page * PAGE, PAGE, 0) == 0
+        offset = PAGE if side == "before" else (pages + 1) * PAGE - x.nbytes
+        view = np.frombuffer(room, x.dtype, x.size, offset).reshape(x.shape)
+        view[...] = x
+        return view
+
+    kernel = attile.FlashAttentionConfig(kernel=sys.argv[2])
+    for case in cases.SMALL + [case for case in cases.EDGE if case.id.startswith(("edge-dims", "packed", "padded", "bias", "mask", "length17"))]:
+        if case.head_dim * case.head_dim_v > 20000 or case.memory != "contiguous":
+            continue
+        call = case.arrays()
+        shape = call["query"].shape[:-1] + call["value"].shape[-1:]
+        for side in ("before", "after"):
+            placed = {name: guarded(x, side) if isinstance(x, np.ndarray) else x for name, x in call.items()}
+            out = guarded(np.full(shape, np.nan, call["query"].dtype), side)
+            print(case.id, side, file=sys.stderr)
+            attile.flash_attention(**placed, out=out, cfg=kernel)
+            if not np.array_equal(out, attile.flash_attention(**call, cfg=kernel)):
+                sys.exit("another result")
+"""
+
+
+@linux_only
+def test_nothing_is_read_or_written_beside_an_array(runnable_kernel):
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(GUARDED), Path(__file__).parent, runnable_kernel], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"exit status {done.returncode} after {done.stderr[-300:]}"
 
 
 # ---- more than 2^31 elements; the pages between those that are used are never touched, so they cost nothing

@@ -4,8 +4,8 @@ import cases
 import numpy as np
 import pytest
 import reference
-from attile import FlashAttentionConfig, MaskInfo, flash_attention
-from tolerance import Judge
+from attile import FlashAttentionConfig, MaskInfo, explain, flash_attention
+from tolerance import Judge, finfo
 
 
 def rng(seed=0):
@@ -192,6 +192,33 @@ def test_float64_bias_with_float32_arrays():
     arrays = problem()
     bias = rng(1).standard_normal((6, 9))
     close(flash_attention(*arrays, bias), flash_attention(*arrays, bias.astype(np.float32)))
+
+
+@pytest.mark.parametrize("scale", [1e5, 1e10, 1e20, 1e36])
+def test_scores_of_any_size(scale, runnable_kernel):
+    for dtype in cases.DTYPES:
+        arrays = problem(dtype=cases.numpy_dtype(dtype), seqlen_k=130)
+        judge = Judge(dict(zip(("query", "key", "value"), arrays, strict=True), softmax_scale=scale))
+        out, lse = flash_attention(*arrays, softmax_scale=scale, return_lse=True, cfg=FlashAttentionConfig(kernel=runnable_kernel))
+        judge.check(out, lse)
+
+
+@pytest.mark.parametrize("low", [-1e4, -1e9, -1e30, "smallest"])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_a_finite_bias_masks_no_row_away(dtype, low, runnable_kernel):
+    """The smallest number as a mask, as models use it: a row that has it everywhere is the mean of v, not an empty row."""
+    dtype = cases.numpy_dtype(dtype)
+    smallest = float(finfo(dtype).min)
+    low = smallest if low == "smallest" else max(low, smallest)
+    query, key, value = problem(dtype=dtype, seqlen_q=20, seqlen_k=200)
+    bias = np.where(rng(3).random((20, 200)) < 0.5, low, 0).astype(dtype)
+    bias[4], bias[5, :150], bias[6, 50:] = low, low, low
+    out, lse = flash_attention(query, key, value, bias, return_lse=True, cfg=FlashAttentionConfig(kernel=runnable_kernel))
+    judge = Judge({"query": query, "key": key, "value": value, "bias": bias})
+    judge.check(out)
+    if low > -1e38:  # beyond, an lse in base 2 leaves float32
+        judge.check(out, lse)
+    assert np.isfinite(lse).all()
 
 
 # ---- masks
@@ -560,6 +587,20 @@ def test_nan_sinks_reach_their_own_head_only():
     assert np.isnan(out[:, :, 1]).all()
     assert np.isnan(lse[:, 1]).all()
     assert np.isfinite(np.delete(out, 1, 2)).all()
+
+
+# ---- which kernel
+
+
+def test_the_environment_forces_a_kernel_and_the_configuration_comes_first(monkeypatch, runnable_kernel):
+    isa = runnable_kernel.removeprefix("forward_")
+    for name in (runnable_kernel, isa):
+        monkeypatch.setenv("ATTILE_KERNEL", name)
+        assert explain(flash_attention, *problem())["kernel"] == runnable_kernel
+        assert explain(flash_attention, *problem(), cfg=FlashAttentionConfig(kernel="portable"))["kernel"] == "forward_portable"
+    monkeypatch.setenv("ATTILE_KERNEL", "forward_abacus")
+    with pytest.raises(ValueError, match="forward_abacus"):
+        flash_attention(*problem())
 
 
 # ---- libraries

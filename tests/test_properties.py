@@ -1,6 +1,7 @@
 """What must hold between calls, whatever the numbers are: on every kernel that this machine runs."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import cases
 import numpy as np
@@ -117,6 +118,16 @@ def test_same_bits_over_repeats_and_threads(attend, case, threads):
             again_out, again_lse = attend(**arrays)
             same_bits(again_out, out)
             same_bits(again_lse, lse)
+
+
+def test_calls_from_many_threads_at_once_have_the_same_bits(attend):
+    chosen = [big_case(seqlen_q=70, seqlen_k=90, dtype=dtype) for dtype in cases.DTYPES] + [big_case(seqlen_q=1, seqlen_k=3000)] * 2
+    arrays = [case.arrays() for case in chosen]
+    alone = [attend(**x) for x in arrays]
+    with ThreadPoolExecutor(8) as pool:
+        for (out, lse), (expected_out, expected_lse) in zip(pool.map(lambda i: attend(**arrays[i % 6]), range(120)), alone * 20, strict=True):
+            same_bits(out, expected_out)
+            same_bits(lse, expected_lse)
 
 
 def big_case(**changes):
