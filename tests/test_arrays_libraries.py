@@ -13,7 +13,7 @@ import cases
 import numpy as np
 import pytest
 from calls import DV, HQ, TK, TQ, B, good, read_only, same
-from producers import Broken, Legacy, Versioned, needs_versions
+from producers import Broken, Copying, Legacy, Versioned, needs_versions
 from run_python import run_python
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
@@ -122,6 +122,32 @@ def test_torch_before_versioned_capsules():
     target = torch.zeros(B, TQ, HQ, DV).as_subclass(Old)
     assert attile.flash_attention(**old, out=target) is target
     assert same(target.as_subclass(torch.Tensor), attile.flash_attention(**arrays))
+
+
+@needs_torch
+def test_torch_knows_that_out_was_written():
+    """What autograd saved and attile overwrote is an error of torch, not a wrong gradient."""
+    import torch
+
+    arrays = torch_arrays()
+    saved = torch.ones(B, TQ, HQ, DV)
+    weight = torch.ones((), requires_grad=True)
+    loss = (weight * saved).sum()
+    attile.flash_attention(**arrays, out=saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        attile.flash_attention(**arrays, out=torch.ones(B, TQ, HQ, DV))
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")
+def test_torch_compile_falls_back_to_the_call():
+    import torch
+
+    arrays = torch_arrays()
+    compiled = torch.compile(lambda q, k, v: attile.flash_attention(q * 1, k, v) + 0, backend="eager")
+    assert same(compiled(*arrays.values()), attile.flash_attention(**arrays))
 
 
 @needs_torch
@@ -277,6 +303,13 @@ def test_what_is_no_refusal_passes_through(error):
     arrays = good()
     with pytest.raises(error):
         attile.flash_attention(Broken(error), Versioned(arrays["key"]), Versioned(arrays["value"]))
+
+
+@needs_versions
+def test_a_producer_that_copies_is_refused():
+    arrays = {name: Copying(array) for name, array in good().items()}
+    with pytest.raises(ValueError, match=r"query cannot be taken without a copy: .*: __dlpack__\(copy=False\) returned a copy"):
+        attile.flash_attention(**arrays)
 
 
 @needs_versions

@@ -98,6 +98,20 @@ def test_torch_function_transforms(transform):
 
 
 @needs_torch
+def test_torch_dual_tensors():
+    import torch
+    from torch.autograd import forward_ad
+
+    x = torch.ones(1, 2, 1, 8)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match=r"^flash_attention: value must not carry a tangent: .*, got a dual tensor"):
+            attile.flash_attention(x, x, dual)
+        assert (attile.flash_attention(x, x, x) == 1).all()
+    assert (attile.flash_attention(x, x, x) == 1).all()
+
+
+@needs_torch
 def test_torch_index_arrays_do_not_go_with_numpy():
     import torch
 

@@ -8,6 +8,7 @@ one of three routes: "numpy" (the C struct of an ndarray), "exchange" (the C tab
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +44,13 @@ class ArrayLibrary:
     legacy_writable = False
     flags: tuple[str, ...] = ()
     flag_methods: tuple[str, ...] = ()
+
+    # written(array), where the library wants to know that an array was written in place.
+    written: Callable[[Any], None] | None = None
+
+    def watch(self) -> tuple[Any, str, Any] | None:
+        """Object, attribute and value: while the attribute has another value, `check` sees every array before it is read."""
+        return None
 
     def route(self, cls: type) -> str | None:
         """How arrays of this type are read; None when the type is not this library's, "refused" when `check` always raises."""
@@ -99,6 +107,14 @@ class Torch(ArrayLibrary):
     flags = ("requires_grad",)
     flag_methods = ("is_neg",)
 
+    def watch(self):
+        forward_ad = getattr(sys.modules["torch"].autograd, "forward_ad", None)
+        return (forward_ad, "_current_level", -1) if hasattr(forward_ad, "_current_level") else None
+
+    def written(self, array):
+        if not array.is_inference():
+            sys.modules["torch"].autograd.graph.increment_version(array)
+
     def route(self, cls):
         torch = sys.modules.get("torch")
         if torch is None or not issubclass(cls, torch.Tensor):
@@ -124,6 +140,12 @@ class Torch(ArrayLibrary):
             raise NotImplementedError(
                 f"{where} must not require grad: expected requires_grad False, or a call under torch.no_grad(), got True "
                 "(no backward is registered with torch)"
+            )
+        forward_ad = torch.autograd.forward_ad
+        if getattr(forward_ad, "_current_level", -1) >= 0 and forward_ad.unpack_dual(array).tangent is not None:
+            raise NotImplementedError(
+                f"{where} must not carry a tangent: expected a plain torch.Tensor, got a dual tensor of forward-mode AD "
+                "(no derivative is registered with torch)"
             )
         if array.layout is not torch.strided or array.is_nested or array.is_quantized:
             got = "nested" if array.is_nested else "quantized" if array.is_quantized else str(array.layout)
@@ -256,15 +278,16 @@ def frameworks() -> list[dict[str, str]]:
         The keys are name, version and route. No library is imported by this.
     """
     types = {"numpy": "ndarray", "torch": "Tensor", "jax": "Array", "cupy": "ndarray"}
-    routes = {"numpy": "NumPy's C struct", "exchange": "DLPack C exchange API", "protocol": "__dlpack__"}
     found = []
     for library in LIBRARIES:
         module = sys.modules.get(library.name)
-        cls = getattr(module, types[library.name], None)
-        if cls is None:
+        if module is None or not hasattr(module, types[library.name]):  # an import that is under way
             continue
-        route = library.route(cls)
-        if route == "exchange" and not hasattr(cls, "__dlpack_c_exchange_api__"):
-            route = "protocol"
-        found.append({"name": library.name, "version": module.__version__, "route": routes.get(route, "__dlpack__")})
+        cls = getattr(module, types[library.name])
+        route = "__dlpack__"
+        if library.route(cls) == "numpy":
+            route = "NumPy's C struct"
+        elif library.route(cls) == "exchange" and hasattr(cls, "__dlpack_c_exchange_api__"):
+            route = "DLPack C exchange API"
+        found.append({"name": library.name, "version": module.__version__, "route": route})
     return found

@@ -33,8 +33,10 @@ const ArrayType* recognise(PyObject* object) {
                     library.attr("check"),
                     library.attr("empty"),
                     library.attr("adopt"),
+                    library.attr("written"),
                     strings(library.attr("flags")),
-                    strings(library.attr("flag_methods"))};
+                    strings(library.attr("flag_methods")),
+                    library.attr("watch")()};
   found->api = route == "exchange" ? dlpack::exchange_api(Py_TYPE(object)) : nullptr;
   found->route = route == "numpy" ? Route::numpy : route == "refused" ? Route::refused : found->api ? Route::exchange : Route::protocol;
   const py::capsule capsule(found.release());
@@ -65,7 +67,11 @@ bool flagged(PyObject* object, const Library& library) {
     if (raised(PyObject_GetAttr(object, name.ptr()))) return true;
   for (const py::object& name : library.flag_methods)
     if (raised(PyObject_CallMethodNoArgs(object, name.ptr()))) return true;
-  return false;
+  if (library.watch.is_none()) return false;
+  PyObject* const* watch = &PyTuple_GET_ITEM(library.watch.ptr(), 0);
+  const py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(watch[0], watch[1]));
+  if (!value) throw py::error_already_set();
+  return PyObject_RichCompareBool(value.ptr(), watch[2], Py_NE) != 0;
 }
 
 // What the library reads instead of the array, or its error.
@@ -160,7 +166,7 @@ const attile_tensor* Call::index_array(PyObject* object, const char* argument) {
 
 const attile_tensor* Call::required(PyObject* object, const char* argument) { return &borrow(object, argument, false).tensor; }
 
-const attile_tensor* Call::output(PyObject* object, const char* argument) {
+const Borrowed* Call::output(PyObject* object, const char* argument) {
   if (object == Py_None) return nullptr;
   const Borrowed& b = borrow(object, argument, false);
   if (!b.type->library.is_mutable)
@@ -168,7 +174,7 @@ const attile_tensor* Call::output(PyObject* object, const char* argument) {
                                 " are immutable, got " + type_name(object));
   if (b.read_only)
     raise(PyExc_ValueError, std::string(function_) + ": " + argument + " must be writable: expected a writable array, got one that is read-only");
-  return &b.tensor;
+  return &b;
 }
 
 // ---- results ---------------------------------------------------------------------------------------------------------------
@@ -215,7 +221,7 @@ Result::Result(attile_tensor& spec, const Borrowed& like, const char* function) 
     return;
   }
   Call call(function, true);
-  spec.data = call.output(object_.ptr(), "result")->data;
+  spec.data = call.output(object_.ptr(), "result")->tensor.data;
 }
 
 py::object Result::finish() { return adopt_ ? py::object(adopt_(object_, like_)) : std::move(object_); }

@@ -18,8 +18,9 @@ struct Library {
   std::string name;
   bool is_mutable = true;
   bool legacy_writable = false;
-  py::object check, empty, adopt;                // its methods
-  std::vector<py::object> flags, flag_methods;   // attributes and methods that are true when check() must look at an array
+  py::object check, empty, adopt, written;      // its methods; written may be None
+  std::vector<py::object> flags, flag_methods;  // attributes and methods that are true when check() must look at an array
+  py::object watch;                             // None, or (object, attribute, value): check() looks while the value is another
 };
 
 enum class Route : uint8_t { numpy, exchange, protocol, refused };
@@ -52,7 +53,7 @@ class Call {
   const attile_tensor* index_array(PyObject* object, const char* argument);
   const attile_tensor* required(PyObject* object, const char* argument);
   // An array that will be written; null for None.
-  const attile_tensor* output(PyObject* object, const char* argument);
+  const Borrowed* output(PyObject* object, const char* argument);
 
   const char* function() const { return function_; }
   const Borrowed& first() const { return arrays_[0]; }

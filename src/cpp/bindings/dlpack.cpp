@@ -1,7 +1,10 @@
 // Reading arrays by DLPack (see dlpack.hpp).
 #include "bindings/dlpack.hpp"
 
+#include <memory>
+#include <new>
 #include <string>
+#include <type_traits>
 
 namespace attile::python {
 
@@ -39,7 +42,9 @@ Exported export_by_protocol(PyObject* array) {
     auto* managed = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (managed->version.major != 1) raise(PyExc_BufferError, "its DLPack version is " + std::to_string(managed->version.major));
     PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
-    return Exported(managed);
+    Exported exported(managed);
+    if (managed->flags & dlpack::kIsCopied) raise(PyExc_BufferError, "__dlpack__(copy=False) returned a copy");
+    return exported;
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
     auto* managed = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));

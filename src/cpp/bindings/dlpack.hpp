@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "bindings/errors.hpp"
 
@@ -46,7 +47,7 @@ struct ManagedVersioned {
   uint64_t flags;
   Tensor tensor;
 };
-inline constexpr uint64_t kReadOnly = 1;
+inline constexpr uint64_t kReadOnly = 1, kIsCopied = 2;
 
 struct ExchangeHeader {
   Version version;

@@ -1,15 +1,13 @@
 // Python exceptions from C++ (see errors.hpp).
 #include "bindings/errors.hpp"
 
-#include <string_view>
-
 namespace attile::python {
 
 void raise_from_pending(PyObject* type, const std::string& text) {
-  const py::error_already_set cause;  // takes the pending exception
+  py::error_already_set cause;  // takes the pending exception
   std::string reason = py::str(cause.value());
   if (const size_t end = reason.find('\n'); end != std::string::npos) reason.resize(end);
-  py::raise_from(const_cast<py::error_already_set&>(cause), type, (text + (reason.empty() ? "" : ": " + reason)).c_str());
+  py::raise_from(cause, type, (text + (reason.empty() ? "" : ": " + reason)).c_str());
   throw py::error_already_set();
 }
 

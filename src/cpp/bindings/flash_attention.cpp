@@ -39,7 +39,7 @@ py::object ask_options(const char* helper, PyObject* value) {
 struct Arguments {
   Call call;
   attile_flash_attention_params params{};
-  const attile_tensor* out = nullptr;
+  const Borrowed* out = nullptr;
   py::object mask_info_fields[3];
   py::object kernel;  // owns params.config.kernel
   float scales[3];
@@ -193,7 +193,7 @@ PyObject* flash_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
     check_count("_core.flash_attention", count);
     const Arguments arguments(given);
-    return run(arguments.create(), arguments.call, given[kOut], arguments.out);
+    return run(arguments.create(), arguments.call, arguments.out);
   });
 }
 

@@ -34,7 +34,7 @@ struct Arguments {
 PyObject* merge_states(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
     const Arguments arguments(given, count);
-    return run(arguments.create(), arguments.call, nullptr, nullptr);
+    return run(arguments.create(), arguments.call, nullptr);
   });
 }
 

@@ -2,6 +2,7 @@
 #include "bindings/numpy.hpp"
 
 #include <cstring>
+#include <iterator>
 
 namespace attile::python::numpy {
 namespace {
@@ -41,10 +42,6 @@ struct Api {
 };
 Api api;
 
-struct NumberedType {
-  int type_num;
-  attile_dtype dtype;
-};
 constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4, kComplex = 5, kBool = 6, kFloat8E4m3fn = 10;
 constexpr uint8_t kLongBits = 8 * sizeof(long), kLongDoubleBits = 8 * sizeof(long double);
 // NumPy's type numbers in order: bool, byte .. ulonglong, float, double, longdouble and their complex kin; half is 23.

@@ -17,28 +17,30 @@ attile_status run_without_gil(attile_op* op) {
 
 }  // namespace
 
-PyObject* run(Operation op, const Call& call, PyObject* out, const attile_tensor* out_tensor) {
+PyObject* run(Operation op, const Call& call, const Borrowed* out) {
   const int32_t count = attile_op_num_outputs(op.get());
   attile_tensor specs[kMaxOutputs];
   const attile_tensor* tensors[kMaxOutputs];
   std::optional<Result> results[kMaxOutputs];
   for (int32_t i = 0; i < count; ++i) {
-    const bool given = i == 0 && out_tensor;
-    tensors[i] = given ? out_tensor : &specs[i];
+    const bool given = i == 0 && out;
+    tensors[i] = given ? &out->tensor : &specs[i];
     if (given) continue;
     check(attile_op_output(op.get(), i, &specs[i]));
     results[i].emplace(specs[i], call.first(), call.function());
   }
   check(attile_op_bind(op.get(), tensors, count));
   check(run_without_gil(op.get()));
+  if (out && !out->type->library.written.is_none()) out->type->library.written(py::handle(out->object));
 
-  auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(out); };
+  auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(out->object); };
   if (count == 1) return result(0).release().ptr();
   return py::make_tuple(result(0), result(1)).release().ptr();
 }
 
-PyObject* explain(Operation op, const attile_tensor* out_tensor) {
-  if (out_tensor) check(attile_op_bind(op.get(), &out_tensor, 1));
+PyObject* explain(Operation op, const Borrowed* out) {
+  const attile_tensor* tensor = out ? &out->tensor : nullptr;
+  if (out) check(attile_op_bind(op.get(), &tensor, 1));
   return py::str(attile_op_explain(op.get())).release().ptr();
 }
 

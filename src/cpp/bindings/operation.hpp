@@ -14,9 +14,9 @@ struct DestroyOperation {
 using Operation = std::unique_ptr<attile_op, DestroyOperation>;
 
 // Binds `out` (null: a new array) and new arrays for the rest, computes, and returns the array, or a tuple of several.
-PyObject* run(Operation op, const Call& call, PyObject* out, const attile_tensor* out_tensor);
+PyObject* run(Operation op, const Call& call, const Borrowed* out);
 
 // What run() would do, as JSON.
-PyObject* explain(Operation op, const attile_tensor* out_tensor);
+PyObject* explain(Operation op, const Borrowed* out);
 
 }  // namespace attile::python
