@@ -55,10 +55,10 @@ Count count_items(const AttentionProblem& p, int64_t block_q) {
   return n;
 }
 
-// Q^T and O^T of a block within half of a 1 MB L2, but at least 32 units: at S 2048, head_dim 128, one thread, 512 rows are 5%
+// Q^T and O^T of a block within half of a 1 MB L2, but at least 16 units: at S 2048, head_dim 128, one thread, 512 rows are 5%
 // faster than 256, because K and V are read half as often.
 int64_t choose_block_q(const AttentionProblem& p, int64_t element) {
-  constexpr int64_t kLargest = 512, kSmallest = 64, kBytes = 512 << 10, kUnits = 32;
+  constexpr int64_t kLargest = 512, kSmallest = 64, kBytes = 512 << 10, kUnits = 16;
   int64_t rows = kLargest;
   const int64_t sequences = p.batch * p.heads_k, longest = p.q_seqs.longest * p.group;
   while (rows > kSmallest && (rows * (p.head_dim + p.head_dim_v) * element > kBytes || sequences * ceil_div(longest, rows) < kUnits)) rows /= 2;
@@ -163,8 +163,6 @@ struct Run {
     const auto bytes = [](DType t) { return static_cast<int64_t>(size_of(t)); };
     u.k_stride = p.k.stride[1] * bytes(p.dtype);
     u.v_stride = p.v.stride[1] * bytes(p.dtype);
-    u.k_bytes = p.head_dim * bytes(p.dtype);
-    u.v_bytes = p.head_dim_v * bytes(p.dtype);
     const Range keys = p.mask(b).keys(item.first / p.group, (item.first + item.count - 1) / p.group + 1);
     const int64_t share = ceil_div(ceil_div(keys.end - keys.begin, plan.num_splits), plan.block_k) * plan.block_k;
     u.key_begin = std::min(keys.end, keys.begin + split * share);

@@ -40,28 +40,6 @@ inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64
   values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, count, alpha, state.out);
 }
 
-// Asks for part `share` of `shares` of the keys [begin, end), so that a tile is in L2 when its turn comes. Rows of one head are
-// far apart in a [B, T, H, D] array: no hardware prefetcher follows them.
-inline void prefetch_tile(const Unit& u, int64_t begin, int64_t end, int64_t share, int64_t shares) {
-  const int64_t first = begin + (end - begin) * share / shares, last = begin + (end - begin) * (share + 1) / shares;
-  for (int64_t j = first; j < last; ++j) {
-    prefetch(u.k + j * u.k_stride, u.k_bytes);
-    prefetch(u.v + j * u.v_stride, u.v_bytes);
-  }
-}
-
-// Asks for bias and mask of a panel's rows at the keys [begin, end): again short pieces, a row of the array apart.
-inline void prefetch_options(const Unit& u, const QueryRow* rows, int64_t count, int64_t begin, int64_t end) {
-  if (u.bias_stride == 0 && u.mask_stride == 0) return;
-  for (int64_t r = 0; r < count; ++r) {
-    if (r > 0 && rows[r].bias == rows[r - 1].bias && rows[r].mask == rows[r - 1].mask) continue;
-    const int64_t from = rows[r].key_begin > begin ? rows[r].key_begin : begin, to = rows[r].key_end < end ? rows[r].key_end : end;
-    if (from >= to) continue;
-    if (u.bias_stride != 0) prefetch(rows[r].bias + from * u.bias_stride, (to - from) * u.bias_stride);
-    if (u.mask_stride != 0) prefetch(rows[r].mask + from * u.mask_stride, (to - from) * u.mask_stride);
-  }
-}
-
 template <class T>
 inline void pack_tile(const Unit& u, int64_t begin, int64_t end) {
   const int64_t keys = end - begin;
@@ -143,21 +121,11 @@ void attend(const Unit& u, bool finish) {
     pack_queries<T>(u.rows + r, u.dtype, u.head_dim, q);
   }
   begin_state<T>(u, padded_rows);
-  const auto panel_rows = [&](int64_t panel) {
-    return padded_rows - panel * kPanel<T> < kPanel<T> ? padded_rows - panel * kPanel<T> : kPanel<T>;
-  };
   for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
     const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
-    const int64_t next_end = end + u.block_k < u.key_end ? end + u.block_k : u.key_end;
     pack_tile<T>(u, begin, end);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      prefetch_tile(u, end, next_end, panel, panels);
-      if (panel + 1 < panels) {
-        prefetch_options(u, u.rows + (panel + 1) * kPanel<T>, panel_rows(panel + 1), begin, end);
-      } else {
-        prefetch_options(u, u.rows, panel_rows(0), end, next_end);
-      }
-      if (panel_rows(panel) == kPanel<T>) {
+      if (padded_rows - panel * kPanel<T> >= kPanel<T>) {
         attend_panel<T, kPanelVectors>(u, panel, begin, end);
       } else {
         attend_panel<T, 1>(u, panel, begin, end);

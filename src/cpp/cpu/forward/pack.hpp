@@ -82,9 +82,14 @@ inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int
 #pragma GCC unroll 16
     for (int l = 0; l < W; ++l) x[l] = load_row(from[l] + offset);
     transpose<T>(x);
+    if (here == W) {
 #pragma GCC unroll 16
-    for (int e = 0; e < W; ++e)
-      if (e < here) apply(first + e, x[e]);
+      for (int e = 0; e < W; ++e) apply(first + e, x[e]);
+    } else {
+#pragma GCC unroll 16
+      for (int e = 0; e < W; ++e)
+        if (e < here) apply(first + e, x[e]);
+    }
   }
 }
 

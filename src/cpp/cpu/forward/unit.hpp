@@ -53,7 +53,6 @@ struct Unit {
   const char* k;  // key 0 of the sequence
   const char* v;
   int64_t k_stride, v_stride;  // bytes between keys
-  int64_t k_bytes, v_bytes;    // of one key
   int64_t key_begin, key_end;  // this unit's part of the keys
   int64_t block_k;
   int64_t k_rows;  // rows of a chunk of the K tile: block_k + block_step

@@ -57,11 +57,6 @@ inline void store(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Into L2.
-inline void prefetch(const char* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
 // All lanes x. Subtracting zero keeps the sign of -0, so compilers make it one broadcast.
 template <class T, int W = kLanes<T>>
 inline VecN<T, W> broadcast(T x) {
