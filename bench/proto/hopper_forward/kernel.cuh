@@ -11,6 +11,7 @@
 
 #include "mask.cuh"
 #include "schedule.cuh"
+#include "scores.cuh"
 #include "softmax.cuh"
 #include "traits.hpp"
 #include "wgmma.cuh"
@@ -40,6 +41,8 @@ struct Params {
   int window_left, window_right;  // Band::kUnlimited: none
   bool bottom_right;
   const float* sinks;  // [heads_q], natural log of the sum of each head's sink terms; or null
+  // Kind::kScores; then scale_log2 = log2(e), the rest of the scale is in here
+  ScoreParams scores;
 };
 
 // Where a sequence lies in a tensor map. Packed: the map's rows are counted so that the sequence's end is the map's end, which the
@@ -94,6 +97,11 @@ __device__ inline Work describe(const Params& p, PackedOrder& packed, int index)
   w.m = t.m, w.head = t.head, w.batch = t.batch;
   const TileRange keys = band<T>(p, w.seqlen_q, w.seqlen_k).template keys<T::kTileN>(t.m * T::kTileM, (t.m + 1) * T::kTileM);
   w.j_begin = T::kBand ? keys.begin : 0, w.j_end = keys.end;
+  if (T::kScores && p.scores.segments_q) {
+    const int2 tiles = p.scores.segment_tiles[w.batch * p.order.m_tiles + w.m];
+    w.j_begin = max(w.j_begin, tiles.x), w.j_end = min(w.j_end, tiles.y);
+    if (w.j_begin >= w.j_end) w.j_begin = keys.end - 1, w.j_end = keys.end;  // none: any one tile, which masks itself
+  }
   return w;
 }
 
@@ -302,6 +310,13 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     return w;
   };
   auto first_row = [&](const Work& w) { return w.m * T::kTileM + me * 64; };
+  struct Nothing {
+    __device__ Nothing(const ScoreParams&) {}
+  };
+  std::conditional_t<T::kScores, Scores<Element, N>, Nothing> scores(p.scores);
+  auto begin_scores = [&](const Work& w) {
+    if constexpr (T::kScores) scores.begin(w.batch, w.head, first_row(w), row, w.seqlen_q, w.seqlen_k), scores.prefetch(w.j_end - 1);
+  };
   auto mask = [&](float (&s)[N / 2], const Work& w, int j) {
     mask_scores<N, T::kKind != Kind::kCausal, T::kCausal, T::kBand>(s, band<T>(p, w.seqlen_q, w.seqlen_k), first_row(w) + row, j * N);
   };
@@ -334,6 +349,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 #pragma unroll
     for (int i = 0; i < T::Dv / 2; ++i) o[i] = 0.f;
     state.reset();
+    if constexpr (T::kScores) scores.apply(s, j);
     if (T::kBand || j >= full(w).end) mask(s, w, j);
     float offset[2];
     state.template find_max<false, true>(s, p.scale_log2, alpha, offset, 0);
@@ -343,8 +359,10 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   };
 
   Work w = take_work();
+  if (w.j_end == 0) return;
   {
     float s[N / 2];
+    begin_scores(w);
     q_ring.wait_full();
     k_ring.wait_full();
     issue_qk(s);
@@ -356,6 +374,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     // S of tile j - 1 is issued, then P V of tile j; softmax of tile j - 1 runs under the latter.
     auto step = [&](auto masked) {
       float s[N / 2];
+      if constexpr (T::kScores) scores.prefetch(j - 1);
       k_ring.wait_full();
       turn.wait();
       issue_qk(s);
@@ -369,6 +388,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       --j;
       release_k();
       if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
+      if constexpr (T::kScores) scores.apply(s, j);
       if constexpr (decltype(masked)::value) mask(s, w, j);
       float offset[2];
       state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
@@ -504,6 +524,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     ptx::pin(o);
     release_v();
     store();
+    begin_scores(next);
     w = next;
     first_softmax(s, w);
     if (T::kStoreByTma) {  // the copy has long read the rows

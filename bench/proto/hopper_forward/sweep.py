@@ -84,11 +84,11 @@ def parse_rows(text):
     return rows
 
 
-def row_inputs(row):
+def row_inputs(row, dtype=torch.bfloat16):
     d, dv, _, s = row
-    b, h = max(1, 16384 // s), 2048 // max(64, d // 64 * 64 if d != 192 else 128)
-    mk = lambda n: torch.randn(b, s, h, n, device="cuda").bfloat16()  # noqa: E731
-    return mk(d), mk(d), mk(dv), torch.empty(b, s, h, dv, device="cuda").bfloat16(), torch.empty(b, h, s, device="cuda")
+    b, h = max(1, 16384 // s), 2048 // {96: 128, 192: 128}.get(d, d)
+    mk = lambda n: torch.randn(b, s, h, n, device="cuda").to(dtype)  # noqa: E731
+    return mk(d), mk(d), mk(dv), torch.empty(b, s, h, dv, device="cuda").to(dtype), torch.empty(b, h, s, device="cuda")
 
 
 def ceiling():

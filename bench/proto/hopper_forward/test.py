@@ -17,6 +17,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+class Options(ctypes.Structure):
+    """instances.cu's Options."""
+    _fields_ = [("cu_seqlens_q", ctypes.c_void_p), ("cu_seqlens_k", ctypes.c_void_p), ("sequences", ctypes.c_int),
+                ("window_left", ctypes.c_int), ("window_right", ctypes.c_int), ("top_left", ctypes.c_int),
+                ("sinks", ctypes.c_void_p), ("softcap", ctypes.c_float), ("bias", ctypes.c_void_p),
+                ("bias_strides", ctypes.c_int64 * 3), ("mask", ctypes.c_void_p), ("mask_strides", ctypes.c_int64 * 3),
+                ("segments_q", ctypes.c_void_p), ("segments_k", ctypes.c_void_p), ("workspace", ctypes.c_void_p)]
+
+
 class Kernel:
     def __init__(self, path):
         self.name = os.path.basename(path).removesuffix(".so")
@@ -26,9 +35,12 @@ class Kernel:
         self.head_dim_v = dv() if dv else self.head_dim
         modes = getattr(self.lib, "hopper_forward_modes", None)
         self.modes = [c for c in (False, True) if not modes or modes() >> int(c) & 1]
+        self.general = bool(modes and modes() & 4)
+        half = getattr(self.lib, "hopper_forward_is_half", None)
+        self.dtype = torch.float16 if half and half() else torch.bfloat16
         self.counter = torch.zeros(1, dtype=torch.int32, device="cuda")
 
-    def __call__(self, q, k, v, causal, out=None, lse=None, scale=None):
+    def __call__(self, q, k, v, causal, out=None, lse=None, scale=None, options=None):
         (b, sq, h, d), (sk, hk), dv = q.shape, k.shape[1:3], v.shape[-1]
         out = torch.empty(b, sq, h, dv, dtype=q.dtype, device=q.device) if out is None else out
         lse = torch.empty(b, h, sq, device=q.device) if lse is None else lse
@@ -36,7 +48,8 @@ class Kernel:
         p = ctypes.c_void_p
         rc = self.lib.hopper_forward(p(q.data_ptr()), p(k.data_ptr()), p(v.data_ptr()), p(out.data_ptr()), p(lse.data_ptr()),
                                      strides, b, h, hk, sq, sk, ctypes.c_float(scale or d ** -0.5), int(causal),
-                                     p(self.counter.data_ptr()), p(torch.cuda.current_stream().cuda_stream))
+                                     p(self.counter.data_ptr()), p(torch.cuda.current_stream().cuda_stream),
+                                     ctypes.byref(options) if options else None)
         if rc:
             raise RuntimeError(f"{self.name}: error {rc}")
         return out, lse
@@ -66,10 +79,10 @@ CASES = [  # batch, heads_q, heads_kv, seqlen_q, seqlen_k
 ]
 
 
-def inputs(case, d, kind, dv=None):
+def inputs(case, d, kind, dv=None, dtype=torch.bfloat16):
     b, h, hk, sq, sk = case
     g = torch.Generator("cuda").manual_seed(hash(case) % 1000)
-    mk = lambda *s: torch.randn(*s, device="cuda", generator=g).bfloat16()  # noqa: E731
+    mk = lambda *s: torch.randn(*s, device="cuda", generator=g).to(dtype)  # noqa: E731
     dv = dv or d
     q, k, v = mk(b, sq, h, d), mk(b, sk, hk, d), mk(b, sk, hk, dv)
     if kind == "strided":      # rows wider than the heads, and [B, H, S, D] memory
@@ -81,7 +94,7 @@ def inputs(case, d, kind, dv=None):
         ramp = torch.arange(sk, device="cuda") / 128 * 0.5
         ramp = ramp[None, :, None] * torch.where(torch.arange(hk, device="cuda") % 2 == 0, 1.0, -1.0)[None, None]
         q[..., 0] = d ** 0.5
-        k[..., 0] = ramp.bfloat16()
+        k[..., 0] = ramp.to(dtype)
     if kind == "large":        # scores of some hundreds
         q *= 20
     return q, k, v
@@ -92,12 +105,12 @@ def check(kernel, cases=CASES, kinds=("plain", "strided", "staircase", "large"))
     for case in cases:
         for kind in kinds:
             for causal in kernel.modes:
-                q, k, v = inputs(case, kernel.head_dim, kind, kernel.head_dim_v)
+                q, k, v = inputs(case, kernel.head_dim, kind, kernel.head_dim_v, kernel.dtype)
                 b, h, hk, sq, sk = case
                 if kind == "strided":
-                    out = torch.full((b, h, sq, kernel.head_dim_v), float("nan"), device="cuda").bfloat16().transpose(1, 2)
+                    out = torch.full((b, h, sq, kernel.head_dim_v), float("nan"), device="cuda").to(kernel.dtype).transpose(1, 2)
                 else:
-                    out = torch.full((b, sq, h, kernel.head_dim_v), float("nan"), device="cuda").bfloat16()
+                    out = torch.full((b, sq, h, kernel.head_dim_v), float("nan"), device="cuda").to(kernel.dtype)
                 lse = torch.full((b, h, sq), float("nan"), device="cuda")
                 kernel(q, k, v, causal, out, lse)
                 torch.cuda.synchronize()
@@ -116,7 +129,7 @@ def check(kernel, cases=CASES, kinds=("plain", "strided", "staircase", "large"))
 def race(kernel, repeats=50):
     different = 0
     for causal in kernel.modes:
-        q, k, v = inputs((2, 16, 4, 1999, 2100), kernel.head_dim, "staircase", kernel.head_dim_v)
+        q, k, v = inputs((2, 16, 4, 1999, 2100), kernel.head_dim, "staircase", kernel.head_dim_v, kernel.dtype)
         want = kernel(q, k, v, causal)
         for _ in range(repeats):
             got = kernel(q, k, v, causal)
