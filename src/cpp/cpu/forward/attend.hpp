@@ -5,7 +5,7 @@
 //
 // A panel meets only the keys of the tile between the first and the last that one of its rows sees, so a causal diagonal wastes
 // less than a panel by kBlockStep keys. Cost: 4 rows keys (head_dim + head_dim_v) / 2 operations in the products, about 15
-// instructions a vector of scores in the softmax; at block_q 256, block_k 96, head_dim 128 the scratch is 0.4 MB, in L2.
+// instructions a vector of scores in the softmax; at block_q 512, block_k 144, head_dim 128 the scratch is 0.8 MB, in L2.
 #pragma once
 
 #include "cpu/forward/pack.hpp"
