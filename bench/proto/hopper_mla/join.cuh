@@ -94,8 +94,7 @@ __device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segment
     ptx::named_sync(2 + half, 128);
     const JoinRows<T> j{p, weight, half, n, my_rows, ((int64_t)first * rows + row_base + share) * p.latent, (int64_t)rows * p.latent,
                         ((int64_t)r * rows + row_base + share) * p.latent};
-    if (n <= 2) j.template run<8, 2>();
-    else if (my_rows > 4) j.template run<4, 4>();
+    if (my_rows > 4) j.template run<4, 4>();
     else j.template run<1, 16>();
     ptx::named_sync(2 + half, 128);
     if (t == 0 && ptx::add_release(arrived, 1) == 2 * n - 1) *arrived = 0;
@@ -104,7 +103,6 @@ __device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segment
 template <class T>
 __device__ __forceinline__ void join(SharedStorage<T>& sm, const Segments& seg, int m_block, int half) {
     const int r0 = seg.part.r0, r1 = seg.part.r1;
-    if (r0 > r1) return;
-    join_request<T>(sm, seg, m_block, half, r0);
-    if (r1 > r0) join_request<T>(sm, seg, m_block, half, r1);
+#pragma unroll 1
+    for (int r = r0; r <= r1; r += max(1, r1 - r0)) join_request<T>(sm, seg, m_block, half, r);   // only the first and the last can be split
 }

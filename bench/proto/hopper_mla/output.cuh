@@ -5,13 +5,6 @@
 #include "trace.cuh"
 #include "wgmma.cuh"
 
-#ifndef EARLY
-#define EARLY 1       // a piece is refilled while the next one's product runs
-#endif
-#ifndef ROPE_AHEAD
-#define ROPE_AHEAD 0  // blocks beyond the ring whose rope keys are brought to L2
-#endif
-
 // four lanes have each a quarter (2 columns) of four 8-column groups: lane q gets all of group q
 __device__ __forceinline__ int4 gather_group(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
@@ -47,19 +40,12 @@ struct Output {
             if (live && (g + q) * 8 < columns) *reinterpret_cast<int4*>(out + (g + q) * 8) = v;
         }
     }
-    // likewise to a float32 row: two lanes have each half of two quarters
+    // likewise to a float32 row: 32 bytes of a row by four lanes
     __device__ __forceinline__ void store_partial(float* out, int e, float inv, bool live, int columns) {
         const int q = threadIdx.x & 3;
-        const bool odd = q & 1;
 #pragma unroll
-        for (int g = 0; g < T::kHalfBoxes * 8; g += 2) {
-            const float a = at(g * 4 + e * 2) * inv, b = at(g * 4 + e * 2 + 1) * inv;
-            const float c = at(g * 4 + 4 + e * 2) * inv, d = at(g * 4 + 4 + e * 2 + 1) * inv;
-            const float x = __shfl_xor_sync(~0u, odd ? a : c, 1), y = __shfl_xor_sync(~0u, odd ? b : d, 1);
-            const float4 v = odd ? make_float4(x, y, c, d) : make_float4(a, b, x, y);
-            const int col = (g + odd) * 8 + (q / 2) * 4;
-            if (live && col < columns) *reinterpret_cast<float4*>(out + col) = v;
-        }
+        for (int g = 0; g < T::kHalfBoxes * 8; ++g)
+            if (live && g * 8 < columns) *reinterpret_cast<float2*>(out + g * 8 + q * 2) = make_float2(at(g * 4 + e * 2) * inv, at(g * 4 + e * 2 + 1) * inv);
     }
 };
 
@@ -131,10 +117,6 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
             __syncwarp();
         }
         refill(T::kOutPieces - 1);
-        if (ROPE_AHEAD && half == 0 && warp == 2 && m_block == n % gridDim.x) {
-            if (elect_one()) prefetch_rope<T>(sm.entry(half, n + T::kRopeStages + ROPE_AHEAD), maps, p);
-            __syncwarp();
-        }
         if (warp == 1) {
             if (lane == 0) {
                 cp_async_wait();   // the last step's page number
@@ -182,7 +164,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
                 }
                 wgmma_commit();
             }
-            if constexpr (EARLY && T::kOutPieces > 1) {
+            if constexpr (T::kOutPieces > 1) {   // a piece is refilled while the next one's product runs
 #pragma unroll
                 for (int i = 0; i < T::kOutPieces - 1; ++i) {
                     if (T::kOutPieces == 3 && i == 0) wgmma_wait<2>();
@@ -195,10 +177,6 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
             for (int i = 0; i < T::kOutPieces; ++i) pin(out.o[i]);
             TRACE_AT(p, 1 + half, n, 2);
             if (left == 1) inv0 = sm.inv_sum[row0], inv1 = sm.inv_sum[row0 + 8], lse0 = sm.lse[row0], lse1 = sm.lse[row0 + 8];
-            if constexpr (!EARLY) {
-#pragma unroll
-                for (int i = 0; i < T::kOutPieces - 1; ++i) sm.pipe.release(n, half, i), refill(i);
-            }
             advance();
             accumulate = 1;
         }

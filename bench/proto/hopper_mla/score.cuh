@@ -1,8 +1,8 @@
 // The score warpgroup: S = Q K^T, softmax, P to shared memory. It is the critical path where tensor cores are the limit.
 //
-// A block's chain: S(n) | max, exp2, P(n) to shared memory | S(n+1) ...; the other warpgroups' O += P(n) V runs under the chain's second
-// half. P(n) is published late, when S(n+1) is nearly issued: earlier, O(n) would share the tensor cores with S(n+1), both would end
-// together, and softmax(n+1) would run with nothing underneath. Where block n+1 has not come yet, P(n) is published at once.
+// A block's chain: S(n) | max, exp2, P(n) to shared memory | S(n+1) ...; the other warpgroups' O += P(n) V begins with S(n+1), and the two
+// share the tensor cores. Publishing P(n) later, so that O(n) runs under softmax(n+1), should be better and is not: the rope slot that
+// P(n) occupies, and the latents, are then loaded anew too late (PUBLISH_AT; docs/hopper-mla.md has the figures).
 //
 // Rope with heads (kHeadRope): kpe[t] is the row of all heads' rope keys, and Q's rope part is block diagonal: row h is
 // zero but for its own 16 columns. These A fragments are four registers and a select; nothing is stored.
@@ -17,14 +17,9 @@
 #endif
 constexpr float kLag = LAG;
 #ifndef PUBLISH_AT
-#define PUBLISH_AT 16
+#define PUBLISH_AT -1
 #endif
 constexpr int kPublishAt = PUBLISH_AT;   // P(n) is published when S(n+1) has issued so many of its k-steps; -1: before it begins
-
-#ifndef HOLD
-#define HOLD 0
-#endif
-constexpr bool kHold = HOLD;   // P(n) waits in registers until S(n+1) is issued
 
 template <class T>
 struct Query {   // A fragments: registers 0, 1: rows row0, row0 + 8 of columns 2 * (lane % 4) + {0, 1}; 2, 3: the same 8 columns later
@@ -96,18 +91,6 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
         const int masked = seg.masked(r);   // blocks that need a mask are this part's last ones: left <= masked
         constexpr int kPublish = kPublishAt < T::kLatentBoxes * 4 ? kPublishAt : T::kLatentBoxes * 4 - 1;
         bool owing = false;                 // P(n - 1) is not published yet
-        uint32_t pk[T::kN / 8][2];          // P
-        float scale0, scale1;
-        auto store_p = [&](uint32_t n) {    // P and the rescale factors
-            sm.pipe.wait_s(n);   // every warp's S has read the rope keys that P overwrites
-            // stmatrix: lanes 8m..8m+7 give the rows of matrix m: (rows 0-7, 8-15) x (chunk i, i + 1)
-            const int row = warp * 16 + (lane & 15);
-            const uint32_t base = smem_addr(sm.rope[sm.pipe.rope_slot(n)][0]) + row * 128;
-#pragma unroll
-            for (int i = 0; i < T::kN / 8; i += 2)
-                stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
-            if ((lane & 3) == 0) sm.scale[sm.pipe.rope_slot(n)][row0] = scale0, sm.scale[sm.pipe.rope_slot(n)][row0 + 8] = scale1;
-        };
 
 #pragma unroll 1
         for (; left > 0; --left, ++n) {
@@ -115,7 +98,6 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
             TRACE_AT(p, 0, n, 0);
             if (owing && !sm.pipe.latent_ready(n)) {
-                if (kHold) store_p(n - 1);
                 sm.pipe.publish(n - 1);
                 owing = false;
             }
@@ -136,17 +118,14 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             };
 #pragma unroll
             for (int i = 0; i < T::kOutPieces * 2; ++i) {   // pieces as they come: left's first, right's first, left's second ...
-                const int half = i & 1, piece = i / 2, last = i == T::kOutPieces * 2 - 1;
+                const int half = i & 1, piece = i / 2;
                 sm.pipe.wait_latent(n, half, piece);
                 __syncwarp();
                 wgmma_fence();
 #pragma unroll
                 for (int k = 0; k < T::kPieceBoxes * 4; ++k) {
                     const int at = (half * T::kHalfBoxes + piece * T::kPieceBoxes) * 4 + k;
-                    if (i * T::kPieceBoxes * 4 + k == kPublish && owing) {
-                        if (kHold) store_p(n - 1);
-                        sm.pipe.publish(n - 1);
-                    }
+                    if (i * T::kPieceBoxes * 4 + k == kPublish && owing) sm.pipe.publish(n - 1);
                     if (at < T::kRegTiles * 4) mma_reg(q.latent[at], kd + box(at), i + k > 0);   // issue keeps pace with execution
                     else mma_smem(at - T::kRegTiles * 4, kd + box(at));
                 }
@@ -209,7 +188,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             }
 
             // ---- softmax
-            scale0 = 1.f, scale1 = 1.f;
+            float scale0 = 1.f, scale1 = 1.f;
             {
                 float a[2] = {s[0], s[1]}, b[2] = {s[2], s[3]};
 #pragma unroll
@@ -229,6 +208,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             }
             const float sub0 = max0 == -INFINITY ? 0.f : max0, sub1 = max1 == -INFINITY ? 0.f : max1;
             TRACE_AT(p, 0, n, 3);
+            uint32_t pk[T::kN / 8][2];
 #pragma unroll
             for (int i = 0; i < T::kN / 8; ++i) {
                 const float a = exp2_approx(fmaf(s[i * 4], p.scale_log2, -sub0));
@@ -239,8 +219,18 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                 pk[i][0] = pack(E{}, a, b), pk[i][1] = pack(E{}, c, d);
             }
             TRACE_AT(p, 0, n, 4);
-            if (!kHold || left == 1) store_p(n);
-            owing = left > 1;
+            // ---- P, the rescale factors and, with the last block, 1 / sum and lse
+            sm.pipe.wait_s(n);   // every warp's S has read the rope keys that P overwrites
+            {
+                // stmatrix: lanes 8m..8m+7 give the rows of matrix m: (rows 0-7, 8-15) x (chunk i, i + 1)
+                const int row = warp * 16 + (lane & 15);
+                const uint32_t base = smem_addr(sm.rope[rope_slot][0]) + row * 128;
+#pragma unroll
+                for (int i = 0; i < T::kN / 8; i += 2)
+                    stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
+            }
+            if ((lane & 3) == 0) sm.scale[rope_slot][row0] = scale0, sm.scale[rope_slot][row0 + 8] = scale1;
+            owing = kPublish >= 0 && left > 1;
             if (left == 1) {
                 sum0 += __shfl_xor_sync(~0u, sum0, 1), sum1 += __shfl_xor_sync(~0u, sum1, 1);
                 sum0 += __shfl_xor_sync(~0u, sum0, 2), sum1 += __shfl_xor_sync(~0u, sum1, 2);
@@ -250,11 +240,8 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                     sm.lse[row0] = max0 + log2f(sum0);
                     sm.lse[row0 + 8] = max1 + log2f(sum1);
                 }
-                sm.pipe.publish(n);
-            } else if (kPublish < 0) {
-                owing = false;
-                sm.pipe.publish(n);
             }
+            if (!owing) sm.pipe.publish(n);
             TRACE_AT(p, 0, n, 5);
         }
     }
