@@ -36,7 +36,12 @@ const ArrayType* recognise(PyObject* object) {
                     library.attr("written"),
                     strings(library.attr("flags")),
                     strings(library.attr("flag_methods")),
-                    library.attr("watch")()};
+                    {}, {}, {}};
+  if (const py::object watch = library.attr("watch")(); !watch.is_none()) {
+    found->library.watched = watch[py::int_(0)];
+    found->library.watched_attribute = watch[py::int_(1)];
+    found->library.quiet_value = watch[py::int_(2)];
+  }
   found->api = route == "exchange" ? dlpack::exchange_api(Py_TYPE(object)) : nullptr;
   found->route = route == "numpy" ? Route::numpy : route == "refused" ? Route::refused : found->api ? Route::exchange : Route::protocol;
   const py::capsule capsule(found.release());
@@ -67,11 +72,9 @@ bool flagged(PyObject* object, const Library& library) {
     if (raised(PyObject_GetAttr(object, name.ptr()))) return true;
   for (const py::object& name : library.flag_methods)
     if (raised(PyObject_CallMethodNoArgs(object, name.ptr()))) return true;
-  if (library.watch.is_none()) return false;
-  PyObject* const* watch = &PyTuple_GET_ITEM(library.watch.ptr(), 0);
-  const py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(watch[0], watch[1]));
-  if (!value) throw py::error_already_set();
-  return PyObject_RichCompareBool(value.ptr(), watch[2], Py_NE) != 0;
+  if (!library.watched) return false;
+  const py::object value = library.watched.attr(library.watched_attribute);
+  return PyObject_RichCompareBool(value.ptr(), library.quiet_value.ptr(), Py_NE) != 0;
 }
 
 // What the library reads instead of the array, or its error.

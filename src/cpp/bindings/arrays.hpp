@@ -20,7 +20,8 @@ struct Library {
   bool legacy_writable = false;
   py::object check, empty, adopt, written;      // its methods; written may be None
   std::vector<py::object> flags, flag_methods;  // attributes and methods that are true when check() must look at an array
-  py::object watch;                             // None, or (object, attribute, value): check() looks while the value is another
+  // check() looks at every array while this attribute of this object (null: none) is not this value.
+  py::object watched, watched_attribute, quiet_value;
 };
 
 enum class Route : uint8_t { numpy, exchange, protocol, refused };
