@@ -34,7 +34,44 @@ class Legacy(Versioned):
         return self.array.__dlpack__()
 
 
-class OnCuda(Versioned):
+class ManagedTensor(ctypes.Structure):
+    """DLManagedTensorVersioned."""
+
+    _fields_ = [
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("dtype", ctypes.c_uint32),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+def capsule_address(capsule, name):
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return get(capsule, name)
+
+
+class Patched(Versioned):
+    """Its capsule is changed by `patch` before it is given away."""
+
+    patch = staticmethod(lambda tensor: None)
+
+    def __dlpack__(self, **kwargs):
+        capsule = super().__dlpack__(**kwargs)
+        self.patch(ManagedTensor.from_address(capsule_address(capsule, b"dltensor_versioned")))
+        return capsule
+
+
+class OnCuda(Patched):
     """On a CUDA device, as far as its capsule tells."""
 
     device = 2
@@ -42,13 +79,8 @@ class OnCuda(Versioned):
     def __dlpack_device__(self):
         return (self.device, 0)
 
-    def __dlpack__(self, **kwargs):
-        # DLManagedTensorVersioned: 32 bytes, then data (8 bytes) and the device type.
-        capsule = super().__dlpack__(**kwargs)
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-        ctypes.c_int32.from_address(pointer(capsule, b"dltensor_versioned") + 40).value = self.device
-        return capsule
+    def patch(self, tensor):
+        tensor.device = self.device
 
 
 class OnCpu(OnCuda):

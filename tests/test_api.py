@@ -263,6 +263,19 @@ def test_precision_of_jax():
             attention(precision=algorithm)
 
 
+# ---- cost ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # a busy machine fails it
+def test_a_call_costs_microseconds():
+    """All of a smallest call, the fastest of many."""
+    import timeit
+
+    x = np.ones((1, 1, 1, 64), np.float32)
+    seconds = min(timeit.repeat(lambda: attile.flash_attention(x, x, x), number=1000, repeat=200)) / 1000
+    assert seconds < 5e-6
+
+
 # ---- config and explain ----------------------------------------------------------------------------------------------------
 
 

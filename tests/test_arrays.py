@@ -13,7 +13,7 @@ import cases
 import numpy as np
 import pytest
 from calls import DV, HK, HQ, SHAPES, TK, TQ, B, D, bits, good, read_only, same
-from producers import Versioned, needs_versions
+from producers import Legacy, Versioned, needs_versions
 from run_python import run_python
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
@@ -246,10 +246,10 @@ def test_references_are_given_back(library):
     assert all(abs(a - b) < 50 for a, b in zip(after, before, strict=True)), (before, after)
 
 
-@needs_versions
-def test_producers_are_given_back():
+@pytest.mark.parametrize("kind", [pytest.param(Versioned, marks=needs_versions), Legacy])
+def test_producers_are_given_back(kind):
     arrays = good()
-    wrapped = {name: Versioned(array) for name, array in arrays.items()}
+    wrapped = {name: kind(array) for name, array in arrays.items()}
     attile.flash_attention(**wrapped)
     before = [sys.getrefcount(array) for array in arrays.values()]
     for _ in range(100):

@@ -11,8 +11,8 @@ void register_config(py::module_& m) {
   m.attr("__version__") = std::to_string(ATTILE_VERSION_MAJOR) + "." + std::to_string(ATTILE_VERSION_MINOR) + "." +
                           std::to_string(ATTILE_VERSION_PATCH);
   if (attile_abi_version() != ATTILE_ABI_VERSION)
-    raise(PyExc_ImportError, "attile: libattile must have ABI version " + std::to_string(ATTILE_ABI_VERSION) + ": expected that, got " +
-                                 std::to_string(attile_abi_version()));
+    raise(PyExc_ImportError, "attile: libattile must be of the same build as _core: expected ABI version " +
+                                 std::to_string(ATTILE_ABI_VERSION) + ", got " + std::to_string(attile_abi_version()));
 }
 
 }  // namespace attile::python
