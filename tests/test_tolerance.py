@@ -56,8 +56,8 @@ def test_another_order_of_the_same_computation_passes(dtype, seed, sizes):
     judge = Judge(arguments(dtype, sizes[0], sizes[1], 1, 1, sizes[2], sizes[3], seed=seed))
     (piece,) = reference.sequences(**judge.arguments)
     score = reference.score_options(sizes[2])
-    out, lse = tolerance.plain_attend(piece, judge.dtype, judge.accumulator, np.random.default_rng(seed + 1000), **score)
-    judge.check(np.moveaxis(out, 0, 1)[None], lse[None])
+    out, lse = tolerance.plain_attend(piece, judge.dtype, judge.accumulator, np.random.default_rng(seed + 1000), 1, **score)
+    judge.check(np.moveaxis(out, 1, 2), lse)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -211,8 +211,8 @@ def test_rounded_scores_may_go_either_way_only_at_a_midpoint(logits_dtype):
     (piece,) = reference.sequences(**judge.arguments)
     score = reference.score_options(16, logits_dtype=logits_dtype)
     for seed in range(5):
-        out, lse = tolerance.plain_attend(piece, judge.dtype, judge.accumulator, np.random.default_rng(seed), **score)
-        judge.check(np.moveaxis(out, 0, 1)[None], lse[None])
+        out, lse = tolerance.plain_attend(piece, judge.dtype, judge.accumulator, np.random.default_rng(seed), 1, **score)
+        judge.check(np.moveaxis(out, 1, 2), lse)
     unrounded, _ = answer(judge.arguments | {"logits_dtype": None}, np.float32)
     assert_caught(judge, unrounded)
     assert np.median(judge.limit_out) < 1e-5

@@ -12,7 +12,7 @@ passes when every element's error is at most
 
     limit = (2 r + 1) unit.
 
-NaN and infinities are compared first and must agree element by element. A small call has few elements to take a maximum over, so the plain
+NaN and infinities are compared first and must agree element by element. A small call has few rows to take a maximum over, so the plain
 computation is repeated with dims and keys in other orders. Where scores are rounded (logits_dtype), one that lies within
 float32 error of the midpoint between two representable values may go either way; what that costs is added to the limit.
 """
@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import reference
 
-ENOUGH_SAMPLES = 4096  # elements of plain output for a maximum
-MOST_ROUNDS = 6
+ENOUGH_ROWS = 2048  # for a maximum; the elements of a row share the errors of its scores
+MOST_ROUNDS = 8
 MOST_WORK = 4e7  # multiplications; a big call is judged by its longest pieces
 
 
@@ -118,7 +118,8 @@ def unit_of_error(piece, dtype, accumulator, *, normalize_output, dropout_prob, 
         if piece.bias is not None:
             size = size + np.where(np.isinf(piece.bias.astype(work)), 0, np.abs(piece.bias.astype(work)))  # infinity is exact
         if score["logits_soft_cap"] is not None:
-            size = size * (1 - (s / score["logits_soft_cap"]) ** 2) + np.abs(s)
+            slope = 1 - (s / score["logits_soft_cap"]) ** 2
+            size = np.where(slope == 0, 0, size * slope) + np.abs(s)
         exponent = size + np.abs(s - m[..., None])
         v = piece.v.astype(work)
 
@@ -168,21 +169,19 @@ def flip_size(piece, size, *, logits_dtype, **score):
 def plain_units(pieces, units, out, lse, dtype, accumulator, score):
     """r of out and of lse: the plain computation's largest error in units."""
     rng = np.random.default_rng(0)
-    by_length = sorted(range(len(pieces)), key=lambda i: -pieces[i].q.shape[1] * pieces[i].k.shape[0])
+    rows = sum(piece.seen[..., 0:1].size for piece in pieces)
+    work = sum(piece.seen.size * (piece.q.shape[-1] + piece.v.shape[-1]) for piece in pieces)
+    rounds = int(np.clip(min(ENOUGH_ROWS // max(rows, 1), MOST_WORK // max(work, 1)), 1, MOST_ROUNDS))
     units_out = units_lse = 0.0
-    samples = work = 0
-    for _ in range(MOST_ROUNDS):
-        for i in by_length:
-            piece, unit = pieces[i], units[i]
-            plain_out, plain_lse = plain_attend(piece, dtype, accumulator, rng, **score)
-            expected_out = np.moveaxis(out[piece.out_index], 1, 0)
-            units_out = max(units_out, in_units(plain_out, expected_out, unit.out, unit.flips_out))
-            units_lse = max(units_lse, in_units(plain_lse, lse[piece.lse_index], unit.lse, unit.flips_lse))
-            samples += plain_out.size
-            work += piece.seen.size * (piece.q.shape[-1] + piece.v.shape[-1])
-            if work > MOST_WORK:
-                return units_out, units_lse
-        if samples >= ENOUGH_SAMPLES:
+    work = 0
+    for i in sorted(range(len(pieces)), key=lambda i: -pieces[i].q.shape[1] * pieces[i].k.shape[0]):
+        piece, unit = pieces[i], units[i]
+        plain_out, plain_lse = plain_attend(piece, dtype, accumulator, rng, rounds, **score)
+        expected_out = np.moveaxis(out[piece.out_index], 1, 0)
+        units_out = max(units_out, in_units(plain_out, expected_out, unit.out, unit.flips_out))
+        units_lse = max(units_lse, in_units(plain_lse, lse[piece.lse_index], unit.lse, unit.flips_lse))
+        work += rounds * piece.seen.size * (piece.q.shape[-1] + piece.v.shape[-1])
+        if work > MOST_WORK:
             break
     return units_out, units_lse
 
@@ -193,34 +192,44 @@ def in_units(got, expected, unit, flips):
     return float(errors[np.isfinite(errors)].max(initial=0))
 
 
-def plain_attend(piece, dtype, work, rng, *, softmax_scale, logits_soft_cap, logits_dtype, normalize_output, dropout_prob):
-    """out and lse of one piece as a textbook would: one loop over dims, one over keys, every operation rounded to `work`, p rounded to
-    `dtype` before it meets v, the denominator from p unrounded, out rounded once. Dims and keys are taken in a random order."""
-    dims, keys = rng.permutation(piece.q.shape[-1]), rng.permutation(piece.k.shape[0])
-    q, k, v = (x.astype(work) for x in (piece.q[..., dims], piece.k[keys][:, dims], piece.v[keys]))
+def plain_attend(piece, dtype, work, rng, rounds, *, softmax_scale, logits_soft_cap, logits_dtype, normalize_output, dropout_prob):
+    """out [rounds, group, n, Dv] and lse [rounds, group, n] of one piece as a textbook would: one loop over dims, one over keys, every
+    operation rounded to `work`, p rounded to `dtype` before it meets v, the denominator from p unrounded, out rounded once. Each round
+    takes dims and keys in another order."""
+    dims, keys = (np.stack([rng.permutation(n) for _ in range(rounds)]) for n in (piece.q.shape[-1], piece.k.shape[0]))
+
+    def by_round(scores):  # [group, n, m] -> [rounds, group, n, m] with the keys of each round
+        return np.moveaxis(np.broadcast_to(scores, piece.seen.shape)[..., keys], -2, 0)
+
+    q = np.moveaxis(piece.q.astype(work)[..., dims], -2, 0)  # [rounds, group, n, D]
+    k = piece.k.astype(work)[keys[:, :, None], dims[:, None, :]][:, None, None]  # [rounds, 1, 1, m, D]
+    v = piece.v.astype(work)[keys][:, None, None]  # [rounds, 1, 1, m, Dv]
     with np.errstate(all="ignore"):
-        s = np.zeros(piece.seen.shape, work)
+        s = np.zeros((rounds, *piece.seen.shape), work)
         for d in range(q.shape[-1]):
-            s += q[..., d, None] * k[:, d]
+            s += q[..., d, None] * k[..., d]
         s *= work.type(softmax_scale)
         if piece.bias is not None:
-            s = s + np.broadcast_to(piece.bias, piece.seen.shape)[..., keys].astype(work)
+            s = s + by_round(piece.bias).astype(work)
         if logits_soft_cap is not None:
             s = work.type(logits_soft_cap) * np.tanh(s / work.type(logits_soft_cap))
         if logits_dtype is not None:
             s = s.astype(logits_dtype).astype(work)
-        s = np.where(reference.unseen(piece, logits_soft_cap)[..., keys], work.type(-np.inf), s)
-        m, p, _ = reference.softmax(s, piece.sinks.astype(work))
-        denominator = np.zeros(p.shape[:2], work)
-        out = np.zeros((*p.shape[:2], v.shape[-1]), work)
+        s = np.where(by_round(reference.unseen(piece, logits_soft_cap)), work.type(-np.inf), s)
+        sinks = piece.sinks.astype(work)
+        m = np.maximum(s.max(-1, initial=-np.inf), sinks.max(-1, initial=-np.inf)[:, None])
+        m = np.where(m == -np.inf, work.type(0), m)
+        p = np.exp(s - m[..., None])
         rounded = p.astype(dtype).astype(work)
         if piece.kept is not None:
-            rounded = np.where(piece.kept[..., keys], rounded, work.type(0))
-        for j in range(len(keys)):
+            rounded = np.where(by_round(piece.kept), rounded, work.type(0))
+        denominator = np.zeros(m.shape, work)
+        out = np.zeros((*m.shape, v.shape[-1]), work)
+        for j in range(keys.shape[1]):
             denominator += p[..., j]
-            out += rounded[..., j, None] * v[j]
-        for n in range(piece.sinks.shape[-1]):
-            denominator += np.exp(piece.sinks[:, n].astype(work)[:, None] - m)
+            out += rounded[..., j, None] * v[..., j, :]
+        for n in range(sinks.shape[-1]):
+            denominator += np.exp(sinks[:, n, None] - m)
         if normalize_output:
             out = reference.divide_rows(out, denominator)
         if piece.kept is not None:
