@@ -63,8 +63,8 @@ inline int run_all(int argc, char** argv) {
 
 }  // namespace check
 
-#define TEST(name)                                             \
-  static void name();                                          \
+#define TEST(name)                                                   \
+  static void name();                                                \
   static const check::Registration name##_registration{#name, name}; \
   static void name()
 #define CHECK(condition) ((condition) ? void() : check::fail(__FILE__, __LINE__, #condition))

@@ -360,9 +360,7 @@ TEST(exit_while_a_job_runs) {
   const int status = status_of_forked([]() -> int {
     attile::set_num_threads(4);
     std::atomic<int> begun{0};
-    std::thread([&] {
-      parallel_for(nullptr, int64_t{1} << 40, 4, [&](int64_t, int) { ++begun; });
-    }).detach();
+    std::thread([&] { parallel_for(nullptr, int64_t{1} << 40, 4, [&](int64_t, int) { ++begun; }); }).detach();
     while (begun < 1000) std::this_thread::yield();
     std::exit(7);
   });

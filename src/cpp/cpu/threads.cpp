@@ -33,7 +33,7 @@ constexpr auto kSpin = std::chrono::microseconds(20);  // a futex wake costs abo
 
 thread_local bool inside_job = false;
 
-std::atomic<int> chosen_threads{0};   // 0: not determined yet
+std::atomic<int> chosen_threads{0};     // 0: not determined yet
 std::atomic<bool> spinning_pays{true};  // not with more threads than CPUs: a spinning thread would stand in a working one's way
 std::atomic<bool> exiting{false};
 
