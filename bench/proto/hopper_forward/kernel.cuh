@@ -45,15 +45,10 @@ struct Params {
   ScoreParams scores;
 };
 
-// Where a sequence lies in a tensor map. Packed: the map's rows are counted so that the sequence's end is the map's end, which the
-// copies then respect: row `first` of x = (end of the sequence in the array) is the array's row (total - length) + x - total.
-struct RowOrigin {
-  int first, x;
-};
 template <class T>
 __device__ inline RowOrigin row_origin(bool packed, int total, int row0, int length) {
   if (!T::kBand || !packed) return {0, 0};
-  return {total - length, row0 + length};
+  return packed_origin(total, row0, length);
 }
 
 template <class T>

@@ -2,7 +2,9 @@
 //   x = s * softmax_scale + bias;  x = softcap * tanh(x / softcap);  -inf where masked or of another segment
 #pragma once
 
+#ifdef __CUDACC__
 #include "ptx.cuh"
+#endif
 
 #include <cmath>
 #include <cstdint>
@@ -127,6 +129,7 @@ struct Scores {
   }
 };
 
+#ifdef __CUDACC__
 // The ranges that ScoreParams wants; a few microseconds before the main kernel.
 __global__ inline void segment_ranges_kernel(const int* segments, int seqlen, int rows, int2* ranges) {  // a block a (tile, batch)
   const int* ids = segments + int64_t(blockIdx.y) * seqlen;
@@ -152,3 +155,4 @@ __global__ inline void segment_tiles_kernel(const int2* ranges_q, int count_q, i
   begin = __reduce_min_sync(~0u, begin), end = __reduce_max_sync(~0u, end);
   if (threadIdx.x == 0) tiles[blockIdx.y * gridDim.x + blockIdx.x] = {begin, end};
 }
+#endif

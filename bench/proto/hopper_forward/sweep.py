@@ -2,7 +2,7 @@
 
   python3 sweep.py VARIANTS [--fa3 LIB] [--rows 128:1:8192,...] [--cycles 128:1:8192,...] [--check] [--race] [--jobs 16]
 
-VARIANTS: a file, one variant a line: `name -DHEAD_DIM=128 -DTILE_N=144 ...` (# starts a comment; "@" alone ends the file).
+VARIANTS: a file, one variant a line: `name -DHEAD_DIM=128 -DTILE_N=144 ...` (# starts a comment; @ ends the file).
 A row is head_dim[/head_dim_v]:causal:seqlen. Times: CUDA events, L2 flushed before each call, medians, every kernel interleaved in
 rounds of one run. Cycles: ncu in one pass (--clock-control none), the unit that the power limit does not move.
 """
@@ -29,7 +29,7 @@ def read_variants(path):
     variants = []
     for line in open(path):
         line = line.split("#")[0].split()
-        if line == ["@"]:
+        if line[:1] == ["@"]:
             break
         if line:
             variants.append((line[0], line[1:]))
@@ -84,11 +84,11 @@ def parse_rows(text):
     return rows
 
 
-def row_inputs(row, dtype=torch.bfloat16):
+def row_inputs(row):
     d, dv, _, s = row
     b, h = max(1, 16384 // s), 2048 // {96: 128, 192: 128}.get(d, d)
-    mk = lambda n: torch.randn(b, s, h, n, device="cuda").to(dtype)  # noqa: E731
-    return mk(d), mk(d), mk(dv), torch.empty(b, s, h, dv, device="cuda").to(dtype), torch.empty(b, h, s, device="cuda")
+    mk = lambda n: torch.randn(b, s, h, n, device="cuda").bfloat16()  # noqa: E731
+    return mk(d), mk(d), mk(dv), torch.empty(b, s, h, dv, device="cuda").bfloat16(), torch.empty(b, h, s, device="cuda")
 
 
 def ceiling():
@@ -115,7 +115,10 @@ def time_rows(rows, kernels, fa3, rounds):
         calls = {"cudnn": cudnn}
         if fa3:
             calls["vfa3"] = fa3(q, k, v, causal, out)
-        calls |= {x.name: (lambda x=x: x(q, k, v, causal, out, lse)) for x in kernels if (x.head_dim, x.head_dim_v) == (d, dv) and causal in x.modes}
+        half = [x.half() for x in (q, k, v, out)]
+        calls |= {x.name: (lambda x=x: x(*(half[:3] if x.dtype == torch.float16 else (q, k, v)), causal,
+                                         half[3] if x.dtype == torch.float16 else out, lse))
+                  for x in kernels if (x.head_dim, x.head_dim_v) == (d, dv) and causal in x.modes}
         for name in list(calls):
             try:
                 calls[name](), calls[name]()
