@@ -52,7 +52,8 @@ void exponential() {
   CHECK(worst_error<T>(-1e-3, 0, vectors, exact) < 1.5);
 
   std::vector<T> x(kLanes<T>, 0);
-  for (const auto& [in, out] : std::vector<std::pair<double, double>>{{0, 1}, {-1, 0.5}, {-kInf, 0}, {-1e30, 0}, {-Bits<T>::kBias - 0.25, 0}, {kNaN, kNaN}}) {
+  for (const auto& [in, out] :
+       std::vector<std::pair<double, double>>{{0, 1}, {-1, 0.5}, {-kInf, 0}, {-1e30, 0}, {-Bits<T>::kBias - 0.25, 0}, {kNaN, kNaN}}) {
     for (int lane = 0; lane < kLanes<T>; ++lane) {
       std::fill(x.begin(), x.end(), T{-3});
       x[lane] = static_cast<T>(in);
@@ -104,9 +105,7 @@ void transposing() {
 inline double value_of(DType dtype, uint16_t half) {
   return dtype == DType::f16 ? attile::float16_to_float(half) : attile::bfloat16_to_float(half);
 }
-inline uint16_t half_of(DType dtype, float x) {
-  return dtype == DType::f16 ? attile::float_to_float16(x) : attile::float_to_bfloat16(x);
-}
+inline uint16_t half_of(DType dtype, float x) { return dtype == DType::f16 ? attile::float_to_float16(x) : attile::float_to_bfloat16(x); }
 
 // Every half to lanes and back; floats around every rounding boundary of the halves.
 template <class T, class Format>
@@ -134,7 +133,8 @@ void halves(DType dtype) {
       probes.push_back(-x);
     }
   }
-  for (const float x : {65519.99f, 65520.f, 1e30f, 3.4e38f, static_cast<float>(kInf), static_cast<float>(kNaN), -0.f, 1e-30f, 1e-8f}) probes.push_back(x);
+  for (const float x : {65519.99f, 65520.f, 1e30f, 3.4e38f, static_cast<float>(kInf), static_cast<float>(kNaN), -0.f, 1e-30f, 1e-8f})
+    probes.push_back(x);
   while (probes.size() % 16 != 0) probes.push_back(1);
   for (size_t i = 0; i < probes.size(); i += kLanes<float>) {
     uint16_t got[kLanes<float>];

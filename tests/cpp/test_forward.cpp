@@ -94,7 +94,8 @@ std::unique_ptr<Case> make_case(uint64_t seed) {
   p.heads_q = p.heads_k * p.group;
   p.head_dim = random.chance(0.3) ? 16 * random.between(1, 5) : random.between(1, 70);
   p.head_dim_v = random.chance(0.3) ? 16 * random.between(1, 5) : random.between(1, 50);
-  const int64_t seqlen_q = large ? random.between(60, 300) : random.between(0, 40), seqlen_k = large ? random.between(90, 400) : random.between(0, 120);
+  const int64_t seqlen_q = large ? random.between(60, 300) : random.between(0, 40),
+                seqlen_k = large ? random.between(90, 400) : random.between(0, 120);
   const bool packed = random.chance(0.25), padded_q = !packed && random.chance(0.3), padded_k = !packed && random.chance(0.3);
 
   // Sequences: lengths, then totals with rows to spare.
@@ -234,9 +235,9 @@ std::unique_ptr<Case> make_case(uint64_t seed) {
   if (random.chance(0.4)) c->config.block_k = random.between(1, 140);
   if (random.chance(0.4)) c->config.num_splits = random.between(1, 5);
 
-  c->text = "seed " + std::to_string(seed) + " " + info(p.dtype).name + " B" + std::to_string(p.batch) + " Hq" + std::to_string(p.heads_q) + " Hk" +
-            std::to_string(p.heads_k) + " Tq" + std::to_string(seqlen_q) + " Tk" + std::to_string(seqlen_k) + " D" + std::to_string(p.head_dim) +
-            " Dv" + std::to_string(p.head_dim_v);
+  c->text = "seed " + std::to_string(seed) + " " + info(p.dtype).name + " B" + std::to_string(p.batch) + " Hq" + std::to_string(p.heads_q) +
+            " Hk" + std::to_string(p.heads_k) + " Tq" + std::to_string(seqlen_q) + " Tk" + std::to_string(seqlen_k) + " D" +
+            std::to_string(p.head_dim) + " Dv" + std::to_string(p.head_dim_v);
   for (int i = 0; i < int{kOptionCount}; ++i)
     if (p.options >> i & 1) c->text += std::string(", ") + kOptionNames[i];
   return c;
@@ -259,7 +260,8 @@ struct Expected {
 Expected expected_row(const Case& c, int64_t b, int64_t h, int64_t i) {
   const AttentionProblem& p = c.p;
   const double epsilon = info(accumulator_of(p.dtype)).epsilon;
-  const int64_t qb = p.q_seqs.batch_index(b), qi = p.q_seqs.first_row(b) + i, kb = p.k_seqs.batch_index(b), k0 = p.k_seqs.first_row(b), hk = h / p.group;
+  const int64_t qb = p.q_seqs.batch_index(b), qi = p.q_seqs.first_row(b) + i, kb = p.k_seqs.batch_index(b), k0 = p.k_seqs.first_row(b),
+                hk = h / p.group;
   const Mask mask = p.mask(b);
   const int64_t keys = p.k_seqs.length(b);
   std::vector<double> s(keys), p_of(keys);
@@ -340,7 +342,8 @@ void check(const Case& c, const char* kernel, const char* what, double got, doub
   const bool same_kind = std::isnan(got) == std::isnan(expected) && std::isinf(got) == std::isinf(expected);
   if (same_kind && (std::isnan(expected) || got == expected || std::abs(got - expected) <= bound)) return;
   if (++failures <= 20)
-    std::printf("%s, %s: %s is %.9g, expected %.9g, off by %.3g of %.3g\n", kernel, c.text.c_str(), what, got, expected, std::abs(got - expected), bound);
+    std::printf("%s, %s: %s is %.9g, expected %.9g, off by %.3g of %.3g\n", kernel, c.text.c_str(), what, got, expected,
+                std::abs(got - expected), bound);
 }
 
 void run(const Kernel& kernel, Case& c, int threads) {
@@ -349,7 +352,8 @@ void run(const Kernel& kernel, Case& c, int threads) {
   std::vector<unsigned char> workspace(plan.workspace_bytes + guard, 0xFF);
   kernel.run(c.p, plan, workspace.data(), nullptr);
   for (size_t i = 0; i < guard; ++i)
-    if (workspace[plan.workspace_bytes + i] != 0xFF && ++failures <= 20) std::printf("%s, %s: wrote past the workspace\n", kernel.name, c.text.c_str());
+    if (workspace[plan.workspace_bytes + i] != 0xFF && ++failures <= 20)
+      std::printf("%s, %s: wrote past the workspace\n", kernel.name, c.text.c_str());
 }
 
 void check_case(const Kernel& kernel, Case& c) {

@@ -16,8 +16,10 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
+// clang-format off
 #include "cpu/simd/avx2.hpp"
 #include "simd_checks.hpp"
+// clang-format on
 
 static void float_checks() { simd_checks::all_of<float>(); }
 static void double_checks() { simd_checks::all_of<double>(); }

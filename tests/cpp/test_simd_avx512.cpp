@@ -16,8 +16,10 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")
 #endif
 
+// clang-format off
 #include "cpu/simd/avx512.hpp"
 #include "simd_checks.hpp"
+// clang-format on
 
 static void float_checks() { simd_checks::all_of<float>(); }
 static void double_checks() { simd_checks::all_of<double>(); }

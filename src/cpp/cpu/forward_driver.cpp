@@ -61,7 +61,8 @@ int64_t choose_block_q(const AttentionProblem& p, int64_t element) {
   constexpr int64_t kLargest = 512, kSmallest = 64, kBytes = 512 << 10, kUnits = 16;
   int64_t rows = kLargest;
   const int64_t sequences = p.batch * p.heads_k, longest = p.q_seqs.longest * p.group;
-  while (rows > kSmallest && (rows * (p.head_dim + p.head_dim_v) * element > kBytes || sequences * ceil_div(longest, rows) < kUnits)) rows /= 2;
+  while (rows > kSmallest && (rows * (p.head_dim + p.head_dim_v) * element > kBytes || sequences * ceil_div(longest, rows) < kUnits))
+    rows /= 2;
   return rows;
 }
 
@@ -238,7 +239,8 @@ std::string forward_why_not(const AttentionProblem& problem, const Config& confi
   const struct {
     const char* name;
     int64_t value, most;
-  } fields[] = {{"block_q", config.block_q, kMaxBlock}, {"block_k", config.block_k, kMaxBlock}, {"num_splits", config.num_splits, kMaxSplits}};
+  } fields[] = {
+      {"block_q", config.block_q, kMaxBlock}, {"block_k", config.block_k, kMaxBlock}, {"num_splits", config.num_splits, kMaxSplits}};
   for (const auto& [name, value, most] : fields)
     if (value < 0 || value > most)
       return std::string("cfg.") + name + " must be at most " + std::to_string(most) + ": got " + std::to_string(value);
@@ -254,7 +256,8 @@ Plan plan_forward(const ForwardIsa& isa, const AttentionProblem& p, const Config
   plan.block_q = ceil_div(std::min(plan.block_q, longest), lanes) * lanes;
   plan.block_k = config.block_k ? config.block_k : choose_block_k(p, element);
   plan.block_k = ceil_div(std::min(plan.block_k, std::max<int64_t>(1, p.k_seqs.longest)), isa.block_step) * isa.block_step;
-  plan.num_splits = config.num_splits ? config.num_splits : choose_splits(p, plan.block_q, plan.block_k);
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(p.k_seqs.longest, plan.block_k));
+  plan.num_splits = config.num_splits ? std::min(config.num_splits, tiles) : choose_splits(p, plan.block_q, plan.block_k);
 
   // Waking a thread costs 3 us: about as much as this many multiply-adds.
   constexpr double kSerialWork = 3e5;
@@ -266,8 +269,7 @@ Plan plan_forward(const ForwardIsa& isa, const AttentionProblem& p, const Config
   return plan;
 }
 
-void run_forward(const ForwardIsa& isa, const AttentionProblem& p, const Plan& plan, void* workspace,
-                 const attile_executor* executor) {
+void run_forward(const ForwardIsa& isa, const AttentionProblem& p, const Plan& plan, void* workspace, const attile_executor* executor) {
   const Count n = count_items(p, plan.block_q);
   if (n.items == 0) return;
   const int64_t parts = plan.num_splits > 1 ? n.attending * p.heads_k * plan.num_splits : 0;

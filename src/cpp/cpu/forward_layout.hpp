@@ -20,12 +20,12 @@ struct ForwardItem {
 struct ForwardLayout {
   int64_t lanes, rows, columns, k_rows, v_row;  // rows and columns (head_dim_v) as padded
   size_t element;
-  size_t max, sum, out, state_bytes;         // of a BlockState, from its start
+  size_t max, sum, out, state_bytes;  // of a BlockState, from its start
   size_t queries, q, k, v, scores, ids, state, worker_bytes;
   size_t items, parts, workers, total;
 
-  ForwardLayout(const ForwardIsa& isa, const AttentionProblem& p, int64_t block_q, int64_t block_k, int64_t item_count,
-                int64_t part_count, int worker_count) {
+  ForwardLayout(const ForwardIsa& isa, const AttentionProblem& p, int64_t block_q, int64_t block_k, int64_t item_count, int64_t part_count,
+                int worker_count) {
     const auto up = [](int64_t x, int64_t to) { return (x + to - 1) / to * to; };
     element = p.dtype == DType::f64 ? 8 : 4;
     lanes = isa.vector_bytes / static_cast<int64_t>(element);

@@ -27,7 +27,11 @@ extern const Kernel kTable[];
 
 template <const ForwardIsa& kIsa, int kRow>
 constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
-  return {name, isa, kHonours, available, forward_why_not,
+  return {name,
+          isa,
+          kHonours,
+          available,
+          forward_why_not,
           [](const AttentionProblem& problem, const Config& config, int threads) {
             Plan plan = plan_forward(kIsa, problem, config, threads);
             plan.kernel = &kTable[kRow];

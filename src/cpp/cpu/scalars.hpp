@@ -33,19 +33,27 @@ inline float float16_to_float(uint16_t h) {
 inline uint16_t float_to_float16(float x) {
   const uint32_t u = std::bit_cast<uint32_t>(x), sign = u >> 16 & 0x8000u, rest = u & 0x7FFFFFFFu;
   uint32_t half;
-  if (rest > 0x7F800000u) half = 0x7E00;
-  else if (rest >= 0x477FF000u) half = 0x7C00;  // 65520 and above round to infinity
-  else if (rest < 0x38800000u) half = std::bit_cast<uint32_t>(std::bit_cast<float>(rest) + 0.5f) - 0x3F000000u;
-  else half = (rest + 0xFFF + (rest >> 13 & 1) - (112u << 23)) >> 13;
+  if (rest > 0x7F800000u)
+    half = 0x7E00;
+  else if (rest >= 0x477FF000u)
+    half = 0x7C00;  // 65520 and above round to infinity
+  else if (rest < 0x38800000u)
+    half = std::bit_cast<uint32_t>(std::bit_cast<float>(rest) + 0.5f) - 0x3F000000u;
+  else
+    half = (rest + 0xFFF + (rest >> 13 & 1) - (112u << 23)) >> 13;
   return static_cast<uint16_t>(half | sign);
 }
 
 inline double read_floating(DType dtype, const char* p) {
   switch (dtype) {
-    case DType::f64: return read_raw<double>(p);
-    case DType::f32: return read_raw<float>(p);
-    case DType::f16: return float16_to_float(read_raw<uint16_t>(p));
-    default: return bfloat16_to_float(read_raw<uint16_t>(p));
+    case DType::f64:
+      return read_raw<double>(p);
+    case DType::f32:
+      return read_raw<float>(p);
+    case DType::f16:
+      return float16_to_float(read_raw<uint16_t>(p));
+    default:
+      return bfloat16_to_float(read_raw<uint16_t>(p));
   }
 }
 
@@ -53,9 +61,12 @@ inline double read_floating(DType dtype, const char* p) {
 inline void write_floating(DType dtype, char* p, double x) {
   const float f = static_cast<float>(x);
   const uint16_t half = dtype == DType::f16 ? float_to_float16(f) : float_to_bfloat16(f);
-  if (dtype == DType::f64) std::memcpy(p, &x, 8);
-  else if (dtype == DType::f32) std::memcpy(p, &f, 4);
-  else std::memcpy(p, &half, 2);
+  if (dtype == DType::f64)
+    std::memcpy(p, &x, 8);
+  else if (dtype == DType::f32)
+    std::memcpy(p, &f, 4);
+  else
+    std::memcpy(p, &half, 2);
 }
 
 inline int64_t read_index(DType dtype, const char* p) { return dtype == DType::i64 ? read_raw<int64_t>(p) : read_raw<int32_t>(p); }

@@ -18,10 +18,14 @@ namespace attile::ATTILE_ISA {
 template <class F>
 inline void with_format(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f64: return f(F64{});
-    case DType::f32: return f(F32{});
-    case DType::f16: return f(F16{});
-    default: return f(Bf16{});
+    case DType::f64:
+      return f(F64{});
+    case DType::f32:
+      return f(F32{});
+    case DType::f16:
+      return f(F16{});
+    default:
+      return f(Bf16{});
   }
 }
 
@@ -32,9 +36,12 @@ inline void with_input_format(DType dtype, F&& f) {
     f(F64{});
   } else {
     switch (dtype) {
-      case DType::f32: return f(F32{});
-      case DType::f16: return f(F16{});
-      default: return f(Bf16{});
+      case DType::f32:
+        return f(F32{});
+      case DType::f16:
+        return f(F16{});
+      default:
+        return f(Bf16{});
     }
   }
 }
@@ -60,8 +67,7 @@ inline Vec<T> load_some(const char* src, int64_t count) {
 // Calls apply(element, lanes) for `count` consecutive elements of kLanes rows: lanes[l] = row l's element. row_at(l) is the
 // address of row l's first element, load_row(p) makes kLanes elements at p a vector, Storage is their type.
 template <class T, class Storage, class RowAt, class Load, class Apply>
-inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int64_t stride, int64_t count, Load load_row,
-                                                               Apply apply) {
+inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int64_t stride, int64_t count, Load load_row, Apply apply) {
   constexpr int W = kLanes<T>;
   Storage staged[W][W];
   const char *row[W], *staged_row[W];
@@ -107,8 +113,7 @@ inline void pack_queries(const QueryRow* rows, DType dtype, int64_t head_dim, T*
 
 // `keys` rows, and zeros up to `padded` of them.
 template <class T>
-inline void pack_keys(const char* k, int64_t stride, DType dtype, int64_t keys, int64_t padded, int64_t head_dim, int64_t k_rows,
-                      T* to) {
+inline void pack_keys(const char* k, int64_t stride, DType dtype, int64_t keys, int64_t padded, int64_t head_dim, int64_t k_rows, T* to) {
   constexpr int W = kLanes<T>;
   with_input_format<T>(dtype, [&](auto format) {
     using Format = decltype(format);

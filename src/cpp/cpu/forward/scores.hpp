@@ -38,14 +38,13 @@ inline __attribute__((noinline)) void add_bias(const Unit& u, const QueryRow* ro
   with_format(u.bias_dtype, [&](auto format) {
     using Format = decltype(format);
     for (int n = 0; n < N; ++n) {
-      for_each_transposed<T, typename Format::Storage>(
-          [&](int l) { return rows[n * kLanes<T> + l].bias + key * u.bias_stride; }, u.bias_stride, keys,
-          [](const void* p) { return load_as<T, Format>(p); },
-          [&](int64_t j, Vec<T> bias) {
-            T* at = s + j * kPanel<T> + n * kLanes<T>;
-            const Vec<T> sum = fma(load<Vec<T>>(at), scale, bias);
-            store(at, capped ? sum : (bias == unseen ? unseen : sum));
-          });
+      for_each_transposed<T, typename Format::Storage>([&](int l) { return rows[n * kLanes<T> + l].bias + key * u.bias_stride; },
+                                                       u.bias_stride, keys, [](const void* p) { return load_as<T, Format>(p); },
+                                                       [&](int64_t j, Vec<T> bias) {
+                                                         T* at = s + j * kPanel<T> + n * kLanes<T>;
+                                                         const Vec<T> sum = fma(load<Vec<T>>(at), scale, bias);
+                                                         store(at, capped ? sum : (bias == unseen ? unseen : sum));
+                                                       });
     }
   });
 }
@@ -56,20 +55,23 @@ inline __attribute__((noinline)) void apply_attention_mask(const Unit& u, const 
   const auto apply = [&](auto element) {
     using Element = decltype(element);
     for (int n = 0; n < N; ++n) {
-      for_each_transposed<T, Element>(
-          [&](int l) { return rows[n * kLanes<T> + l].mask + key * u.mask_stride; }, u.mask_stride, keys,
-          [](const void* p) { return load_mask<T, Element>(p); },
-          [&](int64_t j, Vec<T> addend) {
-            T* at = s + j * kPanel<T> + n * kLanes<T>;
-            store(at, addend == Vec<T>{} ? load<Vec<T>>(at) : addend);
-          });
+      for_each_transposed<T, Element>([&](int l) { return rows[n * kLanes<T> + l].mask + key * u.mask_stride; }, u.mask_stride, keys,
+                                      [](const void* p) { return load_mask<T, Element>(p); },
+                                      [&](int64_t j, Vec<T> addend) {
+                                        T* at = s + j * kPanel<T> + n * kLanes<T>;
+                                        store(at, addend == Vec<T>{} ? load<Vec<T>>(at) : addend);
+                                      });
     }
   };
   switch (u.mask_bytes) {
-    case 1: return apply(int8_t{});
-    case 2: return apply(int16_t{});
-    case 4: return apply(int32_t{});
-    default: return apply(int64_t{});
+    case 1:
+      return apply(int8_t{});
+    case 2:
+      return apply(int16_t{});
+    case 4:
+      return apply(int32_t{});
+    default:
+      return apply(int64_t{});
   }
 }
 

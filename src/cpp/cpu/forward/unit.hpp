@@ -22,7 +22,7 @@ struct QueryRow {
   const char* bias;  // element of key 0; null: none
   const char* mask;
   char* out;
-  char* lse;  // null: not wanted
+  char* lse;                   // null: not wanted
   int64_t key_begin, key_end;  // keys seen by position
   int64_t segment;             // negative: sees nothing
   double sink_max, sink_sum;   // maximum * log2(e), and the sum relative to it; -inf and 0 without sinks
@@ -59,14 +59,14 @@ struct Unit {
   int64_t v_row;   // elements of a row of the V tile
 
   double softmax_scale;
-  double softcap;        // 0: none
-  DType logits_dtype;    // none: not rounded
-  DType bias_dtype;      // none: no bias
-  int64_t bias_stride;   // bytes between keys; may be 0
-  int32_t mask_bytes;    // size of a mask element; 0: no mask
-  int64_t mask_stride;   // bytes between keys; may be 0
-  const char* key_ids;   // id of key 0; null: no segment ids
-  DType key_ids_dtype;   // i32 or i64
+  double softcap;       // 0: none
+  DType logits_dtype;   // none: not rounded
+  DType bias_dtype;     // none: no bias
+  int64_t bias_stride;  // bytes between keys; may be 0
+  int32_t mask_bytes;   // size of a mask element; 0: no mask
+  int64_t mask_stride;  // bytes between keys; may be 0
+  const char* key_ids;  // id of key 0; null: no segment ids
+  DType key_ids_dtype;  // i32 or i64
   int64_t key_ids_stride;
   bool dropout;
   uint64_t dropout_seed;

@@ -29,9 +29,7 @@ inline Vec<double> max(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b
 
 inline VecN<float, 16> f16_to_f32(VecN<uint16_t, 16> h) { return _mm512_cvtph_ps((__m256i)h); }
 inline VecN<float, 8> f16_to_f32(VecN<uint16_t, 8> h) { return _mm256_cvtph_ps((__m128i)h); }
-inline VecN<uint16_t, 16> f32_to_f16(VecN<float, 16> x) {
-  return (VecN<uint16_t, 16>)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
-}
+inline VecN<uint16_t, 16> f32_to_f16(VecN<float, 16> x) { return (VecN<uint16_t, 16>)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
 inline VecN<uint16_t, 8> f32_to_f16(VecN<float, 8> x) { return (VecN<uint16_t, 8>)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
 
 }  // namespace attile::avx512
