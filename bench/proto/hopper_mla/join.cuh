@@ -59,7 +59,7 @@ struct JoinRows {
 };
 
 template <class T>
-__device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segments& seg, int m_block, int half, int r) {
+__device__ __forceinline__ void join_request(float* weight, const Segments& seg, int m_block, int half, int r) {
     const Params& p = seg.p;
     const int mine = seg.slot(r);
     if (mine < 0) return;
@@ -68,8 +68,6 @@ __device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segment
     const int rows = seg.rows(), row_base = m_block * T::kM, valid = min(T::kM, rows - row_base);
     const int my_rows = share < valid ? (valid - share + n - 1) / n : 0;   // rows share, share + n, ...
     int* arrived = p.arrived + (r * gridDim.x + m_block) * 2 + half;
-    // the latents' slots are free now: this half's first box takes the weights [my_rows][n], at most 64 + n of them
-    float* weight = reinterpret_cast<float*>(sm.latent[0][half * T::kHalfBoxes]);
     if (t == 0) ptx::wait_at_least(arrived, n);
     ptx::named_sync(2 + half, 128);
     for (int i = t; i < my_rows * n; i += 128)
@@ -100,9 +98,10 @@ __device__ __forceinline__ void join_request(SharedStorage<T>& sm, const Segment
     if (t == 0 && ptx::add_release(arrived, 1) == 2 * n - 1) *arrived = 0;
 }
 
+// weight: 64 + n floats of shared memory that this half may use now
 template <class T>
-__device__ __forceinline__ void join(SharedStorage<T>& sm, const Segments& seg, int m_block, int half) {
+__device__ __forceinline__ void join(float* weight, const Segments& seg, int m_block, int half) {
     const int r0 = seg.part.r0, r1 = seg.part.r1;
 #pragma unroll 1
-    for (int r = r0; r <= r1; r += max(1, r1 - r0)) join_request<T>(sm, seg, m_block, half, r);   // only the first and the last can be split
+    for (int r = r0; r <= r1; r += max(1, r1 - r0)) join_request<T>(weight, seg, m_block, half, r);   // only the first and the last can be split
 }

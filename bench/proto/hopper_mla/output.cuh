@@ -61,6 +61,34 @@ __device__ __noinline__ void clear_rows(const Params& p, int r, int m_block, int
     }
 }
 
+// a request's rows, whole or as a part's partial result
+template <class T>
+__device__ __forceinline__ void store_rows(const Segments& seg, int r, int m_block, int half, Output<T>& out, float inv0, float inv1, float lse0, float lse1) {
+    using E = typename T::Element;
+    const Params& p = seg.p;
+    const int t = threadIdx.x & 127, lane = t & 31, row0 = t / 32 * 16 + lane / 4, rows = seg.rows();
+    const int slot = seg.slot(r);
+    const int columns = p.latent - half * T::kHalfBoxes * 64;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+        const int row = m_block * T::kM + row0 + e * 8;
+        const bool live = row < rows, lead = live && (lane & 3) == 0;
+        const float inv = e ? inv1 : inv0, lse = e ? lse1 : lse0;
+        if (slot < 0) {
+            if (lead && half == 0)
+                p.lse[((int64_t)r * p.heads + row % p.heads) * p.seqlen_q + row / p.heads] = lse * 0.69314718056f;
+            out.store((E*)p.out + ((int64_t)r * rows + row) * p.latent + half * T::kHalfBoxes * 64, e, inv, live, columns);
+        } else {
+            if (lead) p.lse_split[((int64_t)half * p.slots + slot) * rows + row] = lse;
+            out.store_partial(p.out_split + ((int64_t)slot * rows + row) * p.latent + half * T::kHalfBoxes * 64, e, inv, live, columns);
+        }
+    }
+    if (slot >= 0) {   // tell those who have the request's other parts
+        ptx::named_sync(2 + half, 128);
+        if (t == 0) ptx::add_release(p.arrived + (r * gridDim.x + m_block) * 2 + half, 1);
+    }
+}
+
 template <class T>
 __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg, int m_block, int half, const Maps& maps) {
     using namespace ptx;
@@ -68,7 +96,6 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     const Params& p = seg.p;
     const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
     const int row0 = warp * 16 + lane / 4;
-    const int rows = seg.rows();
     uint32_t n = 0;   // ring entries so far
     if (warp == 1 && lane == 0) {
         walk_start<T>(sm.walk[half], seg, m_block);
@@ -182,25 +209,6 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         }
         // ---- this request's rows
         TRACE_TIME(p, 1 + half, 4);
-        const int slot = seg.slot(r);
-        const int columns = p.latent - half * T::kHalfBoxes * 64;
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            const int row = m_block * T::kM + row0 + e * 8;
-            const bool live = row < rows, lead = live && (lane & 3) == 0;
-            const float inv = e ? inv1 : inv0, lse = e ? lse1 : lse0;
-            if (slot < 0) {
-                if (lead && half == 0)
-                    p.lse[((int64_t)r * p.heads + row % p.heads) * p.seqlen_q + row / p.heads] = lse * 0.69314718056f;
-                out.store((E*)p.out + ((int64_t)r * rows + row) * p.latent + half * T::kHalfBoxes * 64, e, inv, live, columns);
-            } else {
-                if (lead) p.lse_split[((int64_t)half * p.slots + slot) * rows + row] = lse;
-                out.store_partial(p.out_split + ((int64_t)slot * rows + row) * p.latent + half * T::kHalfBoxes * 64, e, inv, live, columns);
-            }
-        }
-        if (slot >= 0) {   // tell those who have the request's other parts
-            named_sync(2 + half, 128);
-            if (t == 0) add_release(p.arrived + (r * gridDim.x + m_block) * 2 + half, 1);
-        }
+        store_rows<T>(seg, r, m_block, half, out, inv0, inv1, lse0, lse1);
     }
 }

@@ -11,11 +11,6 @@
 #include "trace.cuh"
 #include "wgmma.cuh"
 
-// The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
-#ifndef LAG
-#define LAG 8
-#endif
-constexpr float kLag = LAG;
 #ifndef PUBLISH_AT
 #define PUBLISH_AT -1
 #endif

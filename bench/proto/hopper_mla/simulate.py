@@ -101,6 +101,120 @@ def run(stages, rope_stages, pieces, requests, seed):
                     agents.append(load_latent(n + stages, h, c))
 
     agents += [score(), output(0), output(1)]
+    play(agents, rng)
+
+
+def run_seesaw(pieces, requests, seed):
+    """seesaw.cuh: two agents, who own every second block each; a ring of `pieces` pieces, four an entry"""
+    rng = random.Random(seed)
+    entries = []   # (kind, first and last block of its request)
+    for blocks in requests:
+        at = len(entries)
+        entries += [("q", 0, 0)] + [("k", at + 1, at + blocks)] * blocks
+    full, free = [[Barrier(1) for _ in range(pieces)] for _ in range(2)]
+    rope_full, s_done = [[Barrier(1) for _ in range(2)] for _ in range(2)]
+    p_free, p_full = [[Barrier(2) for _ in range(2)] for _ in range(2)]
+    both = Barrier(2)
+    crossed = [0, 0]
+    ring, rope = [None] * pieces, [None, None]
+    agents = []
+
+    def load(g):
+        yield "step"
+        ring[g % pieces] = g
+        full[g % pieces].arrive()
+
+    def load_rope(n):
+        yield "step"
+        rope[n % 2] = ("rope", n)
+        rope_full[n % 2].arrive()
+
+    def sync_both(me):
+        both.arrive()
+        crossed[me] += 1
+        yield both, crossed[me] - 1 & 1
+
+    def warpgroup(me):
+        def mine(n):
+            g = 4 * n + (0 if n % 2 == me else 2)
+            return g, g + 1
+
+        def refill(n):
+            for g in mine(n):
+                free[g % pieces].arrive()
+            p_free[n % 2].arrive()
+            for g in mine(n):
+                if (g + pieces) // 4 < len(entries):
+                    yield free[g % pieces], g // pieces & 1
+                    agents.append(load(g + pieces))
+            if n % 2 != me and n + 2 < len(entries):
+                yield p_free[n % 2], n // 2 & 1
+                agents.append(load_rope(n + 2))
+
+        def product(n):
+            for _ in range(2):
+                assert all(ring[g % pieces] == g for g in mine(n)) and rope[n % 2] == ("p", n), (n, ring, rope)
+                yield "step"
+
+        def take_other(n):
+            p_full[n % 2].arrive()
+            yield p_full[n % 2], n_of[n] & 1
+
+        for g in range(me, pieces, 2):
+            if g // 4 < len(entries):
+                agents.append(load(g))
+        if me < len(entries):
+            agents.append(load_rope(me))
+        n = 0
+        while n < len(entries):
+            yield from sync_both(me)
+            for g in range(4 * n, 4 * n + 4):
+                yield full[g % pieces], g // pieces & 1
+            yield rope_full[n % 2], n // 2 & 1
+            assert [ring[g % pieces] for g in range(4 * n, 4 * n + 4)] == list(range(4 * n, 4 * n + 4)) and rope[n % 2] == ("rope", n)
+            yield from sync_both(me)
+            if n % 2 == me:
+                s_done[n % 2].arrive()
+            yield from refill(n)
+            n += 1
+            first, last = entries[n][1:]
+            while n <= last:
+                if n % 2 != me:
+                    if n == last:
+                        yield from take_other(n)
+                        yield from product(n)
+                        yield from refill(n)
+                    n += 1
+                    continue
+                for g in range(4 * n, 4 * n + 4):
+                    yield full[g % pieces], g // pieces & 1
+                yield rope_full[n % 2], n // 2 & 1
+                yield "step"
+                assert [ring[g % pieces] for g in range(4 * n, 4 * n + 4)] == list(range(4 * n, 4 * n + 4)) and rope[n % 2] == ("rope", n)
+                if n > first:
+                    yield from take_other(n - 1)
+                s_done[n % 2].arrive()
+                yield s_done[n % 2], n // 2 & 1
+                rope[n % 2] = ("p", n)
+                p_full[n % 2].arrive()
+                if n > first:
+                    yield from product(n - 1)
+                    yield from refill(n - 1)
+                yield from product(n)
+                yield from refill(n)
+                n += 1
+            yield from sync_both(me)
+
+    n_of, count = {}, [0, 0]   # the named barriers of P flip once a block of keys, not once an entry
+    for i, e in enumerate(entries):
+        if e[0] == "k":
+            n_of[i] = count[i % 2]
+            count[i % 2] += 1
+    agents += [warpgroup(0), warpgroup(1)]
+    play(agents, rng)
+
+
+def play(agents, rng):
     waiting = {}
     while agents:
         able = [a for a in agents if a not in waiting or waiting[a][0].passed(waiting[a][1])]
@@ -123,5 +237,9 @@ for seed in range(runs):
     try:
         run(*shape, seed)
     except AssertionError as e:
-        sys.exit(f"{e} with stages, rope stages, pieces, (blocks, query entries) = {shape}, seed {seed}")
+        sys.exit(f"{e!r} with stages, rope stages, pieces, (blocks, query entries) = {shape}, seed {seed}")
+    try:
+        run_seesaw(rng.choice((8, 9, 10)), [b for b, _ in shape[3]], seed)
+    except AssertionError as e:
+        sys.exit(f"seesaw: {e!r} with {shape[3]}, seed {seed}")
 print("no deadlock, no stale read in", runs, "runs")
