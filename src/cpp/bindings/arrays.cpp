@@ -27,20 +27,20 @@ const ArrayType* recognise(PyObject* object) {
   const py::object library = answer[py::int_(0)];
   const std::string route = answer[py::int_(1)].cast<std::string>();
   auto found = std::make_unique<ArrayType>();
-  found->library = {library.attr("name").cast<std::string>(),
-                    library.attr("mutable").cast<bool>(),
-                    library.attr("legacy_writable").cast<bool>(),
-                    library.attr("check"),
-                    library.attr("empty"),
-                    library.attr("adopt"),
-                    library.attr("written"),
-                    strings(library.attr("flags")),
-                    strings(library.attr("flag_methods")),
-                    {}, {}, {}};
+  Library& l = found->library;
+  l.name = library.attr("name").cast<std::string>();
+  l.is_mutable = library.attr("mutable").cast<bool>();
+  l.legacy_writable = library.attr("legacy_writable").cast<bool>();
+  l.check = library.attr("check");
+  l.empty = library.attr("empty");
+  l.adopt = library.attr("adopt");
+  l.written = library.attr("written");
+  l.flags = strings(library.attr("flags"));
+  l.flag_methods = strings(library.attr("flag_methods"));
   if (const py::object watch = library.attr("watch")(); !watch.is_none()) {
-    found->library.watched = watch[py::int_(0)];
-    found->library.watched_attribute = watch[py::int_(1)];
-    found->library.quiet_value = watch[py::int_(2)];
+    l.watched = watch[py::int_(0)];
+    l.watched_attribute = watch[py::int_(1)];
+    l.quiet_value = watch[py::int_(2)];
   }
   found->api = route == "exchange" ? dlpack::exchange_api(Py_TYPE(object)) : nullptr;
   found->route = route == "numpy" ? Route::numpy : route == "refused" ? Route::refused : found->api ? Route::exchange : Route::protocol;
@@ -78,38 +78,38 @@ bool flagged(PyObject* object, const Library& library) {
 }
 
 // What the library reads instead of the array, or its error.
-py::object checked(PyObject* object, const Library& library, const char* function, const char* argument, bool in_place) {
-  return library.check(py::handle(object), function, argument, in_place);
+py::object checked(PyObject* object, const Library& library, Where where, bool in_place) {
+  return library.check(py::handle(object), where.function, where.argument, in_place);
 }
 
 // The export failed: the library may know why, else its own words are the reason.
-[[noreturn]] void refuse_export(PyObject* object, const Library& library, const char* function, const char* argument, bool in_place) {
+[[noreturn]] void refuse_export(PyObject* object, const Library& library, Where where, bool in_place) {
   // Not for us to explain: KeyboardInterrupt and the like.
   if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError)) throw py::error_already_set();
   py::error_already_set cause;
-  checked(object, library, function, argument, in_place);
+  checked(object, library, where, in_place);
   cause.restore();
-  raise_from_pending(PyExc_ValueError, std::string(function) + ": " + argument +
-                                           " cannot be taken without a copy: expected an array that its library exports by DLPack, got " +
-                                           type_name(object));
+  refuse_from_pending(PyExc_ValueError, where, " cannot be taken without a copy", "an array that its library exports by DLPack",
+                      type_name(object));
 }
 
-void read(Borrowed& b, PyObject* object, const char* function, const char* argument, bool in_place) {
+void read(Borrowed& b, PyObject* object, Where where, bool in_place) {
   const Library& library = b.type->library;
   switch (b.type->route) {
     case Route::numpy:
-      b.tensor = numpy::tensor_of(object, function, argument);
+      b.tensor = numpy::tensor_of(object, where);
       b.read_only = !numpy::writeable(object);
       return;
     case Route::exchange: {
-      dlpack::Tensor tensor;
-      if (b.type->api->tensor_from_object) {
-        if (b.type->api->tensor_from_object(object, &tensor) != 0) refuse_export(object, library, function, argument, in_place);
-        b.tensor = tensor_of(tensor, function, argument);
+      const dlpack::ExchangeApi& api = *b.type->api;
+      if (api.tensor_from_object) {
+        dlpack::Tensor tensor;
+        if (api.tensor_from_object(object, &tensor) != 0) refuse_export(object, library, where, in_place);
+        b.tensor = tensor_of(tensor, where);
         return;
       }
       dlpack::ManagedVersioned* managed = nullptr;
-      if (b.type->api->managed_from_object(object, &managed) != 0) refuse_export(object, library, function, argument, in_place);
+      if (api.managed_from_object(object, &managed) != 0) refuse_export(object, library, where, in_place);
       b.exported = Exported(managed);
       break;
     }
@@ -118,14 +118,13 @@ void read(Borrowed& b, PyObject* object, const char* function, const char* argum
         b.exported = export_by_protocol(object);
       } catch (py::error_already_set& error) {
         error.restore();
-        refuse_export(object, library, function, argument, in_place);
+        refuse_export(object, library, where, in_place);
       }
       break;
     case Route::refused:
-      raise(PyExc_TypeError, std::string(function) + ": " + argument + " is of a type that attile does not take: expected a plain array, got " +
-                                 type_name(object));
+      refuse(PyExc_TypeError, where, " is of a type that attile does not take", "a plain array", type_name(object));
   }
-  b.tensor = tensor_of(b.exported.tensor(), function, argument);
+  b.tensor = tensor_of(b.exported.tensor(), where);
   b.read_only = b.exported.versioned() ? b.exported.read_only() : !library.legacy_writable;
 }
 
@@ -134,23 +133,23 @@ void read(Borrowed& b, PyObject* object, const char* function, const char* argum
 Borrowed& Call::borrow(PyObject* object, const char* argument, bool index) {
   const ArrayType* type = array_type(object);
   if (!type)
-    raise(PyExc_TypeError, std::string(function_) + ": " + argument +
-                               " must be an array: expected an array of NumPy, torch, JAX, CuPy or another library with __dlpack__, got " +
-                               type_name(object));
-  if (count_ > 0) {
-    const Library& expected = arrays_[0].type->library;
-    if (type != arrays_[0].type && type->library.name != expected.name && !(index && type->library.name == "numpy"))
-      raise(PyExc_ValueError, std::string(function_) + ": " + argument + " must be of the library of the first argument: expected " + expected.name +
-                                  (index && expected.name != "numpy" ? " or numpy" : "") + ", got " + type->library.name);
+    refuse(PyExc_TypeError, where(argument), " must be an array", "an array of NumPy, torch, JAX, CuPy or another library with __dlpack__",
+           type_name(object));
+  const Library& library = type->library;
+  if (count_ > 0 && type != arrays_[0].type) {
+    const std::string& expected = arrays_[0].type->library.name;
+    if (library.name != expected && !(index && library.name == "numpy"))
+      refuse(PyExc_ValueError, where(argument), " must be of the library of the first argument",
+             expected + (index && expected != "numpy" ? " or numpy" : ""), library.name);
   }
   Borrowed& b = arrays_[count_++];
   b.type = type;
   b.object = object;
-  if (type->route == Route::refused || flagged(object, type->library)) {
-    b.owner = checked(object, type->library, function_, argument, in_place_);
+  if (type->route == Route::refused || flagged(object, library)) {
+    b.owner = checked(object, library, where(argument), in_place_);
     object = b.owner.ptr();
   }
-  read(b, object, function_, argument, in_place_);
+  read(b, object, where(argument), in_place_);
   return b;
 }
 
@@ -172,11 +171,11 @@ const attile_tensor* Call::required(PyObject* object, const char* argument) { re
 const Borrowed* Call::output(PyObject* object, const char* argument) {
   if (object == Py_None) return nullptr;
   const Borrowed& b = borrow(object, argument, false);
-  if (!b.type->library.is_mutable)
-    raise(PyExc_ValueError, std::string(function_) + ": " + argument + " cannot be written: expected None, for arrays of " + b.type->library.name +
-                                " are immutable, got " + type_name(object));
-  if (b.read_only)
-    raise(PyExc_ValueError, std::string(function_) + ": " + argument + " must be writable: expected a writable array, got one that is read-only");
+  const Library& library = b.type->library;
+  if (!library.is_mutable)
+    refuse(PyExc_ValueError, where(argument), " cannot be written", "None, for arrays of " + library.name + " are immutable",
+           type_name(object));
+  if (b.read_only) refuse(PyExc_ValueError, where(argument), " must be writable", "a writable array", "one that is read-only");
   return &b;
 }
 
@@ -190,8 +189,8 @@ const char* dtype_name(attile_dtype t) {
 
 // By the exchange table: allocated and wrapped by the library, without a Python call.
 py::object allocate(const dlpack::ExchangeApi& api, attile_tensor& spec) {
-  dlpack::Tensor prototype{nullptr, {spec.device_type, spec.device_id}, spec.rank, {spec.dtype.code, spec.dtype.bits, spec.dtype.lanes},
-                           spec.shape, nullptr, 0};
+  dlpack::Tensor prototype = dlpack::describe(spec);
+  prototype.strides = nullptr;  // C-contiguous
   dlpack::ManagedVersioned* managed = nullptr;
   auto set_error = [](void*, const char*, const char* message) { PyErr_SetString(PyExc_MemoryError, message); };
   if (api.allocate(&prototype, &managed, nullptr, set_error) != 0) throw py::error_already_set();

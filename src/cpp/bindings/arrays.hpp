@@ -20,7 +20,7 @@ struct Library {
   bool legacy_writable = false;
   py::object check, empty, adopt, written;      // its methods; written may be None
   std::vector<py::object> flags, flag_methods;  // attributes and methods that are true when check() must look at an array
-  // check() looks at every array while this attribute of this object (null: none) is not this value.
+  // check() looks at every array while this attribute of this object (null: none) is not the quiet value.
   py::object watched, watched_attribute, quiet_value;
 };
 
@@ -61,6 +61,7 @@ class Call {
 
  private:
   Borrowed& borrow(PyObject* object, const char* argument, bool index);
+  Where where(const char* argument) const { return {function_, argument}; }
 
   static constexpr size_t kMaxArrays = 16;
   const char* function_;

@@ -17,6 +17,10 @@ const dlpack::ExchangeApi* dlpack::exchange_api(PyTypeObject* type) {
   return header && header->version.major == 1 ? reinterpret_cast<const ExchangeApi*>(header) : nullptr;
 }
 
+dlpack::Tensor dlpack::describe(attile_tensor& t) {
+  return {t.data, {t.device_type, t.device_id}, t.rank, {t.dtype.code, t.dtype.bits, t.dtype.lanes}, t.shape, t.strides, 0};
+}
+
 namespace {
 
 // Producers from before the 2023 array API standard know neither keyword.
@@ -54,15 +58,14 @@ Exported export_by_protocol(PyObject* array) {
   raise(PyExc_BufferError, "__dlpack__ returned " + type_name(capsule.ptr()) + " and not an unused DLPack capsule");
 }
 
-attile_tensor tensor_of(const dlpack::Tensor& from, const char* function, const char* argument) {
+attile_tensor tensor_of(const dlpack::Tensor& from, Where where) {
   attile_tensor t;
   t.dtype = {from.dtype.code, from.dtype.bits, from.dtype.lanes};
   t.device_type = from.device.type;
   t.device_id = from.device.id;
   t.rank = from.ndim;
   if (t.rank > ATTILE_MAX_RANK)
-    raise(PyExc_ValueError, std::string(function) + ": " + argument + " has too many dimensions: expected at most " +
-                                std::to_string(ATTILE_MAX_RANK) + ", got " + std::to_string(t.rank));
+    refuse(PyExc_ValueError, where, " has too many dimensions", "at most " + std::to_string(ATTILE_MAX_RANK), std::to_string(t.rank));
   bool empty = false;
   int64_t contiguous = 1;
   for (int32_t d = t.rank - 1; d >= 0; --d) {
@@ -73,8 +76,7 @@ attile_tensor tensor_of(const dlpack::Tensor& from, const char* function, const 
   }
   t.data = from.data ? static_cast<char*>(from.data) + from.byte_offset : nullptr;
   if (!t.data && !empty)
-    raise(PyExc_NotImplementedError, std::string(function) + ": " + argument + " must hold data: expected an array in memory, got one without " +
-                                         "(a fake or a lazy tensor)");
+    refuse(PyExc_NotImplementedError, where, " must hold data", "an array in memory", "one without (a fake or a lazy array)");
   return t;
 }
 
@@ -106,9 +108,7 @@ struct Export {
 template <class ManagedTensor>
 ManagedTensor* export_buffer(const Buffer& buffer) {
   auto* e = new Export<ManagedTensor>{{}, buffer};
-  const attile_tensor& t = e->buffer.tensor;
-  e->managed.tensor = {t.data, {t.device_type, t.device_id}, t.rank, {t.dtype.code, t.dtype.bits, t.dtype.lanes},
-                       e->buffer.tensor.shape, e->buffer.tensor.strides, 0};
+  e->managed.tensor = dlpack::describe(e->buffer.tensor);
   e->managed.context = e;
   e->managed.deleter = [](ManagedTensor* m) { delete static_cast<Export<ManagedTensor>*>(m->context); };
   return &e->managed;

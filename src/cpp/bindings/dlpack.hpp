@@ -66,6 +66,9 @@ struct ExchangeApi {
 // The table that a type publishes in a version we speak, or null.
 const ExchangeApi* exchange_api(PyTypeObject* type);
 
+// The same array in DLPack's terms; shape and strides stay the tensor's.
+Tensor describe(attile_tensor& tensor);
+
 }  // namespace dlpack
 
 // A reference to an exported tensor, given back on destruction.
@@ -98,8 +101,8 @@ class Exported {
 // array.__dlpack__() without a copy. Raises what the producer raised.
 Exported export_by_protocol(PyObject* array);
 
-// The view of a DLPack tensor. Raises ValueError, naming function and argument, where attile_tensor cannot express it.
-attile_tensor tensor_of(const dlpack::Tensor& from, const char* function, const char* argument);
+// The view of a DLPack tensor. Raises ValueError where attile_tensor cannot express it.
+attile_tensor tensor_of(const dlpack::Tensor& from, Where where);
 
 // Registers Buffer: memory of ours, aligned to 64 bytes, that a library without an allocator for others adopts by __dlpack__.
 void register_buffer(py::module_& m);

@@ -3,11 +3,23 @@
 
 namespace attile::python {
 
-void raise_from_pending(PyObject* type, const std::string& text) {
+namespace {
+
+std::string text_of(Where where, const std::string& rule, const std::string& expected, const std::string& got) {
+  return std::string(where.function) + ": " + where.argument + rule + ": expected " + expected + ", got " + got;
+}
+
+}  // namespace
+
+void refuse(PyObject* type, Where where, const std::string& rule, const std::string& expected, const std::string& got) {
+  raise(type, text_of(where, rule, expected, got));
+}
+
+void refuse_from_pending(PyObject* type, Where where, const std::string& rule, const std::string& expected, const std::string& got) {
   py::error_already_set cause;  // takes the pending exception
   std::string reason = py::str(cause.value());
   if (const size_t end = reason.find('\n'); end != std::string::npos) reason.resize(end);
-  py::raise_from(cause, type, (text + (reason.empty() ? "" : ": " + reason)).c_str());
+  py::raise_from(cause, type, (text_of(where, rule, expected, got) + (reason.empty() ? "" : ": " + reason)).c_str());
   throw py::error_already_set();
 }
 

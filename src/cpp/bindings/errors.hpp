@@ -17,8 +17,18 @@ namespace py = pybind11;
   throw py::error_already_set();
 }
 
-// The same with the pending Python exception as its cause; the first line of the cause stands at the end of the text.
-[[noreturn]] void raise_from_pending(PyObject* type, const std::string& text);
+// An argument of a public function, for messages.
+struct Where {
+  const char* function;
+  const char* argument;
+};
+
+// "function: argument rule: expected X, got Y"
+[[noreturn]] void refuse(PyObject* type, Where where, const std::string& rule, const std::string& expected, const std::string& got);
+
+// The same with the pending Python exception as its cause, whose first line stands at the end of the text.
+[[noreturn]] void refuse_from_pending(PyObject* type, Where where, const std::string& rule, const std::string& expected,
+                                      const std::string& got);
 
 // The type of an object, as a reader would name it: "list", "numpy.ndarray", "torch.Tensor".
 std::string type_name(PyObject* object);

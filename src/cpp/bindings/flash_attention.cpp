@@ -12,12 +12,15 @@ namespace attile::python {
 namespace {
 
 constexpr const char* kFunction = "flash_attention";
+constexpr Where where(const char* argument) { return {kFunction, argument}; }
 
+// clang-format off
 enum Argument : Py_ssize_t {
   kQuery, kKey, kValue, kBias, kCumSeqlensQ, kCumSeqlensK, kSoftmaxAux, kMaskInfo, kAttentionMask, kSoftmaxScale, kDropoutProb, kCausal,
   kCausalAlignment, kDropoutSeed, kSlidingWindow, kLogitsSoftCap, kNormalizeOutput, kPrecision, kLogitsDtype, kQSegmentIds, kKvSegmentIds,
   kQScale, kKScale, kVScale, kReturnLse, kOut, kPlatform, kCfg, kArgumentCount
 };
+// clang-format on
 
 constexpr Choice kAlignments[] = {{"top_left", ATTILE_TOP_LEFT}, {"bottom_right", ATTILE_BOTTOM_RIGHT}};
 constexpr Choice kPlatforms[] = {{"auto", ATTILE_PLATFORM_AUTO}, {"cpu", ATTILE_PLATFORM_CPU}, {"cuda", ATTILE_PLATFORM_CUDA}};
@@ -86,19 +89,18 @@ struct Arguments {
     if (!taken) {
       if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
       PyErr_Clear();
-      raise(PyExc_TypeError, std::string(kFunction) + ": mask_info has the wrong type: expected attile.MaskInfo or an object with the attribute " +
-                                 field + ", got " + type_name(info));
+      refuse(PyExc_TypeError, where("mask_info"), " has the wrong type",
+             std::string("attile.MaskInfo or an object with the attribute ") + field, type_name(info));
     }
     if (taken.is_none()) return;
-    if (value != Py_None)
-      raise(PyExc_ValueError, std::string(kFunction) + ": " + field + " must be given once: expected an argument or a field of mask_info, got both");
+    if (value != Py_None) refuse(PyExc_ValueError, where(field), " must be given once", "an argument or a field of mask_info", "both");
     value = taken.ptr();
   }
 
   const attile_tensor* scale(int index, PyObject* value, const char* name) {
     if (value == Py_None) return nullptr;
     if (!PyFloat_Check(value) && !PyLong_Check(value) && !numpy::is_scalar(value)) return call.array(value, name);
-    scales[index] = static_cast<float>(number(value, kFunction, name));
+    scales[index] = static_cast<float>(number(value, where(name)));
     attile_tensor& t = scale_tensors[index];
     t.data = &scales[index];
     t.dtype = {2, 32, 1};
@@ -110,38 +112,38 @@ struct Arguments {
 
   void scalars(PyObject* const* given) {
     params.has_softmax_scale = given[kSoftmaxScale] != Py_None;
-    if (params.has_softmax_scale) params.softmax_scale = number(given[kSoftmaxScale], kFunction, "softmax_scale");
-    params.dropout_prob = number(given[kDropoutProb], kFunction, "dropout_prob");
-    params.causal = boolean(given[kCausal], kFunction, "causal");
-    params.causal_alignment = choice(given[kCausalAlignment], kFunction, "causal_alignment", kAlignments);
+    if (params.has_softmax_scale) params.softmax_scale = number(given[kSoftmaxScale], where("softmax_scale"));
+    params.dropout_prob = number(given[kDropoutProb], where("dropout_prob"));
+    params.causal = boolean(given[kCausal], where("causal"));
+    params.causal_alignment = choice(given[kCausalAlignment], where("causal_alignment"), kAlignments);
     params.has_dropout_seed = given[kDropoutSeed] != Py_None;
-    if (params.has_dropout_seed) params.dropout_seed = unsigned_integer(given[kDropoutSeed], kFunction, "dropout_seed");
+    if (params.has_dropout_seed) params.dropout_seed = unsigned_integer(given[kDropoutSeed], where("dropout_seed"));
     params.has_logits_soft_cap = given[kLogitsSoftCap] != Py_None;
-    if (params.has_logits_soft_cap) params.logits_soft_cap = number(given[kLogitsSoftCap], kFunction, "logits_soft_cap");
-    params.normalize_output = boolean(given[kNormalizeOutput], kFunction, "normalize_output");
+    if (params.has_logits_soft_cap) params.logits_soft_cap = number(given[kLogitsSoftCap], where("logits_soft_cap"));
+    params.normalize_output = boolean(given[kNormalizeOutput], where("normalize_output"));
     params.precision = precision(given[kPrecision]);
-    params.return_lse = boolean(given[kReturnLse], kFunction, "return_lse");
-    params.platform = choice(given[kPlatform], kFunction, "platform", kPlatforms);
+    params.return_lse = boolean(given[kReturnLse], where("return_lse"));
+    params.platform = choice(given[kPlatform], where("platform"), kPlatforms);
   }
 
   int32_t precision(PyObject* value) {
     if (value == Py_None) return ATTILE_PRECISION_HIGHEST;
-    const int32_t found = choice_or_none(value, kFunction, "precision", kPrecisions);
-    return found >= 0 ? found : choice(ask_options("precision_name", value).ptr(), kFunction, "precision", kPrecisions);
+    const int32_t found = choice_or_none(value, where("precision"), kPrecisions);
+    return found >= 0 ? found : choice(ask_options("precision_name", value).ptr(), where("precision"), kPrecisions);
   }
 
   // An int w is (w, w); None and -1 are unlimited.
   void window(PyObject* value) {
     if (value == Py_None) return;
-    auto side = [](PyObject* w) { return w == Py_None ? int64_t{-1} : integer(w, kFunction, "sliding_window"); };
+    auto side = [](PyObject* w) { return w == Py_None ? int64_t{-1} : integer(w, where("sliding_window")); };
     params.has_sliding_window = 1;
     if (!PyTuple_Check(value) && !PyList_Check(value)) {
       params.window_left = params.window_right = side(value);
       return;
     }
     if (PySequence_Size(value) != 2)
-      raise(PyExc_ValueError, std::string(kFunction) + ": sliding_window must be an int or a pair: expected (left, right), got " +
-                                  std::to_string(PySequence_Size(value)) + " values");
+      refuse(PyExc_ValueError, where("sliding_window"), " must be an int or a pair", "(left, right)",
+             std::to_string(PySequence_Size(value)) + " values");
     params.window_left = side(py::object(py::handle(value)[py::int_(0)]).ptr());
     params.window_right = side(py::object(py::handle(value)[py::int_(1)]).ptr());
   }
@@ -154,17 +156,17 @@ struct Arguments {
         params.logits_dtype = row.dtype;
         return;
       }
-    raise(PyExc_TypeError, std::string(kFunction) + ": logits_dtype is unsupported: expected float32, float64, bfloat16 or float16, got " + name);
+    refuse(PyExc_TypeError, where("logits_dtype"), " is unsupported", "float32, float64, bfloat16 or float16", name);
   }
 
   void config(PyObject* cfg) {
     if (cfg == Py_None) return;
     const py::object expected = py::module_::import("attile.flash").attr("FlashAttentionConfig");
     if (!py::isinstance(cfg, expected))
-      raise(PyExc_TypeError, std::string(kFunction) + ": cfg has the wrong type: expected FlashAttentionConfig or None, got " + type_name(cfg));
+      refuse(PyExc_TypeError, where("cfg"), " has the wrong type", "FlashAttentionConfig or None", type_name(cfg));
     auto field = [&](const char* name, const char* argument) {
       const py::object value = py::handle(cfg).attr(name);
-      return value.is_none() ? int64_t{0} : integer(value.ptr(), kFunction, argument);
+      return value.is_none() ? int64_t{0} : integer(value.ptr(), where(argument));
     };
     params.config.block_q = field("block_q", "cfg.block_q");
     params.config.block_k = field("block_k", "cfg.block_k");
@@ -172,7 +174,7 @@ struct Arguments {
     kernel = py::handle(cfg).attr("kernel");
     if (kernel.is_none()) return;
     if (!PyUnicode_Check(kernel.ptr()))
-      raise(PyExc_TypeError, std::string(kFunction) + ": cfg.kernel must be a string: expected str or None, got " + type_name(kernel.ptr()));
+      refuse(PyExc_TypeError, where("cfg.kernel"), " must be a string", "str or None", type_name(kernel.ptr()));
     params.config.kernel = PyUnicode_AsUTF8(kernel.ptr());
     if (!params.config.kernel) throw py::error_already_set();
   }
@@ -186,7 +188,8 @@ struct Arguments {
 
 void check_count(const char* function, Py_ssize_t count) {
   if (count != kArgumentCount)
-    raise(PyExc_TypeError, std::string(function) + ": expected " + std::to_string(kArgumentCount) + " positional arguments, got " + std::to_string(count));
+    raise(PyExc_TypeError,
+          std::string(function) + ": expected " + std::to_string(kArgumentCount) + " positional arguments, got " + std::to_string(count));
 }
 
 PyObject* flash_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {

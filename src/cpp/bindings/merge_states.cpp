@@ -16,7 +16,8 @@ struct Arguments {
 
   Arguments(PyObject* const* given, Py_ssize_t count) {
     if (count != kArgumentCount)
-      raise(PyExc_TypeError, "_core.merge_states: expected " + std::to_string(kArgumentCount) + " positional arguments, got " + std::to_string(count));
+      raise(PyExc_TypeError,
+            "_core.merge_states: expected " + std::to_string(kArgumentCount) + " positional arguments, got " + std::to_string(count));
     params.struct_size = sizeof params;
     params.out_a = call.required(given[0], "out_a");
     params.lse_a = call.required(given[1], "lse_a");
@@ -45,12 +46,11 @@ PyObject* explain_merge_states(PyObject*, PyObject* const* given, Py_ssize_t cou
   });
 }
 
-PyMethodDef functions[] = {
-    {"merge_states", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&merge_states)), METH_FASTCALL,
-     "merge_states(out_a, lse_a, out_b, lse_b), by position."},
-    {"explain_merge_states", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&explain_merge_states)), METH_FASTCALL,
-     "What merge_states would do with these arguments, as JSON."},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef functions[] = {{"merge_states", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&merge_states)), METH_FASTCALL,
+                            "merge_states(out_a, lse_a, out_b, lse_b), by position."},
+                           {"explain_merge_states", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&explain_merge_states)),
+                            METH_FASTCALL, "What merge_states would do with these arguments, as JSON."},
+                           {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
 

@@ -8,8 +8,7 @@ namespace attile::python::numpy {
 namespace {
 
 struct Descr {
-  PyObject_HEAD
-  PyTypeObject* scalar_type;
+  PyObject_HEAD PyTypeObject* scalar_type;
   char kind;
   char type;
   char byte_order;
@@ -18,8 +17,7 @@ struct Descr {
 };
 
 struct Array {
-  PyObject_HEAD
-  char* data;
+  PyObject_HEAD char* data;
   int rank;
   Py_ssize_t* shape;
   Py_ssize_t* strides;  // in bytes
@@ -45,10 +43,14 @@ Api api;
 constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4, kComplex = 5, kBool = 6, kFloat8E4m3fn = 10;
 constexpr uint8_t kLongBits = 8 * sizeof(long), kLongDoubleBits = 8 * sizeof(long double);
 // NumPy's type numbers in order: bool, byte .. ulonglong, float, double, longdouble and their complex kin; half is 23.
-constexpr attile_dtype kNumbered[] = {
-    {kBool, 8, 1},  {kInt, 8, 1},          {kUint, 8, 1},          {kInt, 16, 1},   {kUint, 16, 1},  {kInt, 32, 1},
-    {kUint, 32, 1}, {kInt, kLongBits, 1},  {kUint, kLongBits, 1},  {kInt, 64, 1},   {kUint, 64, 1},  {kFloat, 32, 1},
-    {kFloat, 64, 1}, {kFloat, kLongDoubleBits, 1}, {kComplex, 64, 1}, {kComplex, 128, 1}};
+constexpr attile_dtype kNumbered[] = {{kBool, 8, 1},         {kInt, 8, 1},
+                                      {kUint, 8, 1},         {kInt, 16, 1},
+                                      {kUint, 16, 1},        {kInt, 32, 1},
+                                      {kUint, 32, 1},        {kInt, kLongBits, 1},
+                                      {kUint, kLongBits, 1}, {kInt, 64, 1},
+                                      {kUint, 64, 1},        {kFloat, 32, 1},
+                                      {kFloat, 64, 1},       {kFloat, kLongDoubleBits, 1},
+                                      {kComplex, 64, 1},     {kComplex, 128, 1}};
 constexpr int kFloatNum = 11, kDoubleNum = 12, kHalfNum = 23, kFirstUserNum = 256;
 
 bool ends_with_name(const char* qualified, const char* name) {
@@ -58,15 +60,18 @@ bool ends_with_name(const char* qualified, const char* name) {
 
 bool dtype_of(const Descr& descr, attile_dtype& dtype) {
   const int num = descr.type_num;
-  if (num >= 0 && num < static_cast<int>(std::size(kNumbered))) dtype = kNumbered[num];
-  else if (num == kHalfNum) dtype = {kFloat, 16, 1};
-  else if (num >= kFirstUserNum && ends_with_name(descr.scalar_type->tp_name, "bfloat16")) dtype = {kBfloat, 16, 1};
-  else if (num >= kFirstUserNum && ends_with_name(descr.scalar_type->tp_name, "float8_e4m3fn")) dtype = {kFloat8E4m3fn, 8, 1};
-  else return false;
+  if (num >= 0 && num < static_cast<int>(std::size(kNumbered)))
+    dtype = kNumbered[num];
+  else if (num == kHalfNum)
+    dtype = {kFloat, 16, 1};
+  else if (num >= kFirstUserNum && ends_with_name(descr.scalar_type->tp_name, "bfloat16"))
+    dtype = {kBfloat, 16, 1};
+  else if (num >= kFirstUserNum && ends_with_name(descr.scalar_type->tp_name, "float8_e4m3fn"))
+    dtype = {kFloat8E4m3fn, 8, 1};
+  else
+    return false;
   return true;
 }
-
-std::string prefix(const char* function, const char* argument) { return std::string(function) + ": " + argument; }
 
 }  // namespace
 
@@ -90,18 +95,15 @@ bool is_exact_array(PyObject* object) { return Py_TYPE(object) == api.array_type
 bool is_scalar(PyObject* object) { return PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(api.generic_type)); }
 bool writeable(PyObject* array) { return (reinterpret_cast<const Array*>(array)->flags & kWriteable) != 0; }
 
-attile_tensor tensor_of(PyObject* object, const char* function, const char* argument) {
+attile_tensor tensor_of(PyObject* object, Where where) {
   const Array& array = *reinterpret_cast<const Array*>(object);
+  const py::handle descr(reinterpret_cast<PyObject*>(array.descr));
   attile_tensor t;
-  if (!dtype_of(*array.descr, t.dtype))
-    raise(PyExc_TypeError, prefix(function, argument) + " has an unsupported dtype: expected a numeric dtype, got " +
-                               std::string(py::str(reinterpret_cast<PyObject*>(array.descr))));
+  if (!dtype_of(*array.descr, t.dtype)) refuse(PyExc_TypeError, where, " has an unsupported dtype", "a numeric dtype", py::str(descr));
   if (array.descr->byte_order != '=' && array.descr->byte_order != '|')
-    raise(PyExc_TypeError, prefix(function, argument) + ".dtype must be in native byte order: expected dtype.newbyteorder('='), got " +
-                               std::string(py::repr(reinterpret_cast<PyObject*>(array.descr))));
+    refuse(PyExc_TypeError, where, ".dtype must be in native byte order", "dtype.newbyteorder('=')", py::repr(descr));
   if (array.rank > ATTILE_MAX_RANK)
-    raise(PyExc_ValueError, prefix(function, argument) + " has too many dimensions: expected at most " + std::to_string(ATTILE_MAX_RANK) +
-                                ", got " + std::to_string(array.rank));
+    refuse(PyExc_ValueError, where, " has too many dimensions", "at most " + std::to_string(ATTILE_MAX_RANK), std::to_string(array.rank));
   t.data = array.data;
   t.device_type = 1;
   t.device_id = 0;
@@ -112,9 +114,8 @@ attile_tensor tensor_of(PyObject* object, const char* function, const char* argu
     t.strides[d] = array.strides[d] / item;
     // The stride of a dimension that is not walked means nothing and may be anything.
     if (t.strides[d] * item != array.strides[d] && t.shape[d] > 1)
-      raise(PyExc_ValueError, prefix(function, argument) + ".strides[" + std::to_string(d) +
-                                  "] must be a multiple of the item size: expected a multiple of " + std::to_string(item) + " bytes, got " +
-                                  std::to_string(array.strides[d]));
+      refuse(PyExc_ValueError, where, ".strides[" + std::to_string(d) + "] must be a multiple of the item size",
+             "a multiple of " + std::to_string(item) + " bytes", std::to_string(array.strides[d]));
   }
   return t;
 }

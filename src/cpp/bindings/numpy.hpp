@@ -19,7 +19,7 @@ bool is_scalar(PyObject* object);
 
 // The view of an array. Raises TypeError for a dtype that has no DLPack name or a foreign byte order, ValueError for strides
 // that are no multiple of the item size.
-attile_tensor tensor_of(PyObject* array, const char* function, const char* argument);
+attile_tensor tensor_of(PyObject* array, Where where);
 bool writeable(PyObject* array);
 
 // numpy.empty(shape, dtype); sets spec.data. A dtype of ml_dtypes is taken from `like`, an array that has it.
