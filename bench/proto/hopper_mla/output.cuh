@@ -107,7 +107,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         if (warp != 0) return;
 #pragma unroll 1
         for (int i = 0; i < T::kLatentStages; ++i) {
-            const volatile Entry& e = sm.entry(half, i);
+            const volatile auto& e = sm.entry(half, i);
             if (e.at != kEnd && (e.at <= kQ) == queries && elect_one()) {
                 if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, p, m_block);
 #pragma unroll 1
@@ -124,7 +124,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     // entry n's piece is used up (release): refill what it held
     auto refill = [&](int piece) {
         if (warp == 0) {
-            const volatile Entry& e = sm.entry(half, n + T::kLatentStages);
+            const volatile auto& e = sm.entry(half, n + T::kLatentStages);
             if (e.at != kEnd) {
                 sm.pipe.wait_free(n, half, piece);
                 if (elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, piece, e, maps, p, m_block);
@@ -136,7 +136,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     auto advance = [&] {
         sm.pipe.release(n, half, T::kOutPieces - 1);
         if (half == 1 && warp == 0) {   // rope keys of a later block over P(n), which both warpgroups must have used
-            const volatile Entry& f = sm.entry(1, n + T::kRopeStages);
+            const volatile auto& f = sm.entry(1, n + T::kRopeStages);
             if (f.at != kEnd) {
                 sm.pipe.wait_free(n, 0, T::kOutPieces - 1), sm.pipe.wait_free(n, 1, T::kOutPieces - 1);
                 if (elect_one()) load_rope<T>(sm, n + T::kRopeStages, f, maps, p, m_block);

@@ -27,7 +27,7 @@ struct alignas(1024) SeesawStorage {
     float sum[2][64];     // each warpgroup's part of the row sums, at a request's end
     uint64_t full[T::kPieces], piece_free[T::kPieces], rope_full[2], p_free[2], s_done[2];
     WalkState walk[2];
-    Entry entries[2][kEntries];
+    Entry<T::kPageBoxes> entries[2][kEntries];
     Part part;
 };
 
@@ -75,9 +75,9 @@ struct SeesawRing {
 __device__ __forceinline__ int piece_box(uint32_t n, int j) { return ((n & 1) ^ (j >> 1)) * 4 + (j & 1) * 2; }
 
 template <class T>
-__device__ __forceinline__ void load_piece(SeesawStorage<T>& sm, const SeesawRing<T>& ring, uint32_t piece, const volatile Entry& e, const Maps& maps,
+__device__ __forceinline__ void load_piece(SeesawStorage<T>& sm, const SeesawRing<T>& ring, uint32_t piece, const volatile Entry<T::kPageBoxes>& e, const Maps& maps,
                                            const Params& p, int m_block) {
-    load_boxes<T, 2>(ring.data(piece), maps.ckv, maps.q_nope, piece_box(piece / 4, piece & 3), e.page, e.at, sm.full[ring.slot(piece)], p, m_block, 0);
+    load_boxes<T, 2>(ring.data(piece), maps.ckv, maps.q_nope, piece_box(piece / 4, piece & 3), e, sm.full[ring.slot(piece)], p, m_block, 0);
 }
 
 template <class T>
@@ -100,12 +100,12 @@ __device__ __forceinline__ void seesaw(SeesawStorage<T>& sm, const Segments& seg
     if (warp == 0) {
 #pragma unroll 1
         for (int i = me; i < T::kPieces; i += 2) {
-            const volatile Entry& e = sm.entries[me][i / 4];
+            const volatile auto& e = sm.entries[me][i / 4];
             if (e.at != kEnd && elect_one()) load_piece<T>(sm, ring, i, e, maps, p, m_block);
             __syncwarp();
         }
-        const volatile Entry& e = sm.entries[me][me];   // rope keys: each warpgroup one slot
-        if (e.at != kEnd && elect_one()) load_boxes<T, 1>(sm.rope[me], maps.kpe, maps.q_pe, 0, e.page, e.at, sm.rope_full[me], p, m_block, 0);
+        const volatile auto& e = sm.entries[me][me];   // rope keys: each warpgroup one slot
+        if (e.at != kEnd && elect_one()) load_boxes<T, 1>(sm.rope[me], maps.kpe, maps.q_pe, 0, e, sm.rope_full[me], p, m_block, 0);
         __syncwarp();
     }
     // my half of entry `done` is used up: load what comes into its place
@@ -115,7 +115,7 @@ __device__ __forceinline__ void seesaw(SeesawStorage<T>& sm, const Segments& seg
             const uint32_t piece = 4 * done + ring.first_piece(done);
 #pragma unroll 1
             for (uint32_t i = piece; i < piece + 2; ++i) {
-                const volatile Entry& e = sm.entries[me][(i + T::kPieces) / 4 % kEntries];
+                const volatile auto& e = sm.entries[me][(i + T::kPieces) / 4 % kEntries];
                 if (e.at != kEnd) {
                     ring.wait_free(i);
                     if (elect_one()) load_piece<T>(sm, ring, i + T::kPieces, e, maps, p, m_block);
@@ -123,10 +123,10 @@ __device__ __forceinline__ void seesaw(SeesawStorage<T>& sm, const Segments& seg
                 __syncwarp();
             }
             if ((done & 1) != me) {   // not the owner: the later one of the two; the rope keys of entry done + 2 over P(done)
-                const volatile Entry& e = sm.entries[me][(done + 2) % kEntries];
+                const volatile auto& e = sm.entries[me][(done + 2) % kEntries];
                 if (e.at != kEnd) {
                     ring.wait_p_free(done);
-                    if (elect_one()) load_boxes<T, 1>(sm.rope[done & 1], maps.kpe, maps.q_pe, 0, e.page, e.at, sm.rope_full[done & 1], p, m_block, 0);
+                    if (elect_one()) load_boxes<T, 1>(sm.rope[done & 1], maps.kpe, maps.q_pe, 0, e, sm.rope_full[done & 1], p, m_block, 0);
                 }
                 __syncwarp();
             }
