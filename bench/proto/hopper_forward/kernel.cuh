@@ -203,6 +203,12 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   while (T::kTune.schedule == Schedule::kDynamic && index < count) draw(), next_index();  // every number is drawn
 }
 
+// Where 16-byte piece c of a line lies in a tile of kRows lines, as the copies put it.
+template <int kRows>
+__device__ inline uint32_t swizzled(int line, int c) {
+  return c / 8 * (kRows * 128) + line * 128 + ((c % 8) ^ (line % 8)) * 16;
+}
+
 // ---- consumers -------------------------------------------------------------------------------------------------------------
 // The warpgroups take turns at issuing products.
 template <class T>
@@ -292,7 +298,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   const uint32_t v_desc = ptx::descriptor_mn_major(at.v(), N * 128);
 
   SoftmaxState state;
-  float alpha[2];
+  float alpha[2], pending[2] = {1.f, 1.f};
   float o[T::Dv / 2];
   uint32_t prob[N / 16][4];
 
@@ -350,7 +356,34 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     state.template find_max<false, true>(s, p.scale_log2, alpha, offset, 0);
     state.template exponentiate<0, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
     pack(s);
-    alpha[0] = alpha[1] = 1.f;
+    alpha[0] = alpha[1] = pending[0] = pending[1] = 1.f;
+  };
+
+  // 0, but computed from x (zero is 0, the compiler does not know): else ptxas moves the making of x, unused where this is used, behind
+  // the branch that leads here.
+  auto opaque_zero = [&](float x) { return __uint_as_float(__float_as_uint(x) & p.zero); };
+  // Scores of the key tile in the current K stage once more, by plain arithmetic: for the rare tile that stale_step cannot use.
+  auto scores_again = [&](float (&s)[N / 2]) {
+    const uint32_t q_tile = at.q() + q_ring.stage * T::kQBytes + me * 64 * 128, k_tile = at.k() + k_ring.stage * T::kKBytes;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) s[i] = opaque_zero(s[i]);
+#pragma unroll 1
+    for (int c = 0; c < T::D / 8; ++c) {  // 8 columns, 16 bytes
+      float q[2][8];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) ptx::load_eight<Element>(q_tile + swizzled<T::kTileM>(row + 8 * r, c), q[r]);
+#pragma unroll
+      for (int i = 0; i < N / 8; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float k[8];
+          ptx::load_eight<Element>(k_tile + swizzled<N>(8 * i + 2 * (lane % 4) + e, c), k);
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int x = 0; x < 8; ++x) s[4 * i + 2 * r + e] = fmaf(q[r][x], k[x], s[4 * i + 2 * r + e]);
+        }
+    }
   };
 
   Work w = take_work();
@@ -388,6 +421,10 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       float offset[2];
       state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
       if (T::kTune.pass == 3) ptx::pin(offset), turn.pass();
+      if constexpr (T::kTune.stale_max && T::kBand) {  // stale_step may have left something to do
+#pragma unroll
+        for (int r = 0; r < 2; ++r) alpha[r] *= pending[r], pending[r] = 1.f;
+      }
       constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
       state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, alpha, offset);
       if constexpr (T::kTune.wait_after > 0) {
@@ -459,6 +496,59 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       pack(s);
       if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
     };
+    // As step, for tiles that every row sees, after each row has seen a key: the exp2 use the maximum of the tiles before, so they
+    // need not wait for this tile's, which is found meanwhile and scales from the next tile on (`pending`: what sum and O must yet be
+    // multiplied by for the new maximum). A tile whose maximum is larger by more than 2^40 is done again the plain way.
+    auto stale_step = [&] {
+      float s[N / 2];
+      k_ring.wait_full();
+      turn.wait();
+      issue_qk(s);
+      v_ring.wait_full();
+      issue_pv();
+      if (T::kTune.pass == 0) turn.pass();
+      ptx::wgmma_wait<1>();
+      ptx::pin(s);
+      --j;
+      constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
+      const float sum_before[2] = {state.sum[0], state.sum[1]};
+      float offset[2] = {state.max[0] * p.scale_log2, state.max[1] * p.scale_log2};
+      float top[2] = {SoftmaxState::own_max<0>(s), SoftmaxState::own_max<1>(s)};  // ptxas puts them among the exp2
+      state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, pending, offset);
+      float moved[2];  // the next pending
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
+        top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
+        alpha[r] = pending[r];
+        const float grown = fmaf(top[r], p.scale_log2, -offset[r]);
+        moved[r] = grown > 8.f ? ptx::exp2_approx(-grown) : 1.f;
+      }
+      const bool again = __any_sync(~0u, fminf(moved[0], moved[1]) < 0x1p-40f);
+      ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset), ptx::pin(moved);
+      if (__builtin_expect(again, 0)) {
+        scores_again(s);
+        float more[2];
+        state.template find_max<false, T::kCausal>(s, p.scale_log2, more, offset, 0);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          state.sum[r] = sum_before[r] + opaque_zero(state.sum[r]), alpha[r] = pending[r] * more[r], moved[r] = 1.f;
+        state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+      } else {
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          if (moved[r] < 1.f) state.max[r] = top[r];
+      }
+      release_k();
+      if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      release_v();
+      state.template exponentiate<kBefore, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+      pack(s);
+      scale_rows<true>(o, alpha);
+      pending[0] = moved[0], pending[1] = moved[1];
+    };
     auto one = [&](auto masked) {
       if constexpr (T::kTune.spread > 0) spread_step(masked);
       else step(masked);
@@ -466,7 +556,12 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     const TileRange unmasked = full(w);
     const int right = max(w.j_begin, unmasked.end), left = T::kBand ? max(w.j_begin, unmasked.begin) : w.j_begin;
     while (j > right) one(std::true_type{});
-    while (j > left) one(std::false_type{});
+    if constexpr (T::kTune.stale_max && !T::kScores && std::is_same_v<Element, __nv_bfloat16>) {
+      if (T::kCausal && j > left) one(std::false_type{});  // some row may not have seen a key before
+      while (j > left) stale_step();
+    } else {
+      while (j > left) one(std::false_type{});
+    }
     if (T::kBand)
       while (j > w.j_begin) one(std::true_type{});
 
@@ -481,7 +576,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     const int rows_left = w.seqlen_q - first_row(w);
     auto finish = [&] {
       const float sink = T::kBand && p.sinks ? p.sinks[w.head] * 1.4426950408889634f : -INFINITY;
-      state.finish(p.scale_log2, sink, factor, lse);
+      state.finish(p.scale_log2, sink, pending, factor, lse);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         if (lane % 4 == 0 && row + 8 * r < rows_left) lse_row[row + 8 * r] = lse[r];

@@ -95,12 +95,16 @@ def inputs(case, d, kind, dv=None, dtype=torch.bfloat16):
         ramp = ramp[None, :, None] * torch.where(torch.arange(hk, device="cuda") % 2 == 0, 1.0, -1.0)[None, None]
         q[..., 0] = d ** 0.5
         k[..., 0] = ramp.to(dtype)
+    if kind == "cliffs":       # every 64 keys another level, up to 100 apart: the running maximum leaps
+        q[..., 0] = d ** 0.5
+        level = torch.randint(-50, 50, (sk // 64 + 1,), device="cuda", generator=g).repeat_interleave(64)[:sk]
+        k[..., 0] = level[None, :, None].to(dtype)
     if kind == "large":        # scores of some hundreds
         q *= 20
     return q, k, v
 
 
-def check(kernel, cases=CASES, kinds=("plain", "strided", "staircase", "large")):
+def check(kernel, cases=CASES, kinds=("plain", "strided", "staircase", "large", "cliffs")):
     worst = 0.0
     for case in cases:
         for kind in kinds:
