@@ -191,6 +191,44 @@ def test_kernels_agree_where_they_may():
             np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(results[0][1]))
 
 
+HALVES = ["float16", "bfloat16"]
+
+
+def every_number(dtype):
+    """All 65,536 numbers of a 16-bit dtype as the values of one key, [128, 1, 1, 512]; subnormals of float32 are left out as 0."""
+    numbers = np.arange(2**16, dtype=np.uint16).view(cases.numpy_dtype(dtype)).reshape(128, 1, 1, 512)
+    return np.where(np.abs(numbers.astype(np.float32)) < np.finfo(np.float32).tiny, 0, numbers)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_one_key_gives_its_value_to_the_bit(attend, dtype):
+    value = every_number(dtype)
+    query = np.ones((128, 3, 1, 4), value.dtype)
+    out, _ = attend(query=query, key=query[:, :1], value=value)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        np.testing.assert_array_equal(out.astype(np.float32), np.broadcast_to(value, out.shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_out_is_rounded_to_the_nearest_even(attend, dtype):
+    """The mean of a number and its neighbour lies midway between two numbers."""
+    value = every_number(dtype)
+    bits = value.view(np.uint16)
+    value = np.concatenate([value, np.where((bits & 0x7FFF) < 0x7000, bits + 1, bits).astype(np.uint16).view(value.dtype)], 1)
+    query = np.ones((128, 1, 1, 4), value.dtype)
+    out, _ = attend(query=query, key=np.ones((128, 2, 1, 4), value.dtype), value=value)
+    with np.errstate(all="ignore"):
+        expected = value.astype(np.float32).mean(1, keepdims=True).astype(value.dtype)
+    same = (out == expected) | (np.isnan(out) & np.isnan(expected)) | (np.abs(expected.astype(np.float32)) < 2 * np.finfo(np.float32).tiny)
+    assert same.all()
+
+
+def test_subnormals_of_the_caller_stay(attend):
+    """Calls flush them inside only."""
+    attend(**big_case(seqlen_q=70).arrays())
+    assert (np.full(64, 1e-40, np.float32) * np.float32(0.5) > 0).all()
+
+
 @pytest.mark.parametrize("keys", [1, 100, 4097])
 def test_equal_keys_are_a_mean(attend, keys):
     rng = np.random.default_rng(0)
