@@ -88,7 +88,7 @@ def test_libraries_need_the_system_only():
         dynamic = output("readelf", "-d", ROOT / file)
         needed = {name for name in re.findall(r"NEEDED.*\[(.*)\]", dynamic) if not name.startswith("ld-linux")}
         assert ours <= needed <= system | ours
-        if ours and importlib.metadata.distribution("attile").read_text("direct_url.json") is None:
+        if ours:
             assert re.findall(r"(?:RPATH|RUNPATH).*\[(.*)\]", dynamic) == ["$ORIGIN/lib"]
 
 
@@ -149,6 +149,7 @@ def test_find_package(tmp_path):
 
 def test_import_is_cheap():
     """Under 50 ms beyond numpy, the median of nine interpreters."""
+    distribution()  # an editable install asks for the build at each import
     script = "import time, numpy; start = time.perf_counter(); import attile; print(time.perf_counter() - start)"
     times = [float(run_python(script)) for _ in range(9)]
     assert statistics.median(times) < 0.050, times
