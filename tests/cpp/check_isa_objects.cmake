@@ -1,22 +1,24 @@
 # cmake -DNM=nm -DOBJECTS="isa_avx2.cpp.o;isa_amx.cpp.o" -DCOUNT=2 -P check_isa_objects.cmake
 #
-# Fails when an object of an instruction-set level (isa_avx2, isa_avx512, isa_amx) defines a weak symbol that does not carry the
-# level's name. Weak symbols are inline functions and template instances: the linker keeps one copy for the whole library, and if
+# Fails when an object of an instruction-set level (isa_<level>.cpp, isa_<level>_<part>.cpp) defines a weak symbol that does not
+# carry the level's namespace. Weak symbols are inline functions and template instances: the linker keeps one copy for the whole library, and if
 # it is the one compiled for AVX-512, an older CPU meets an illegal instruction in code that looks like baseline code.
 # The cure: put the code into the level's namespace, or make it always inline.
 set(checked 0)
 set(leaks 0)
 foreach(object ${OBJECTS})
-  if(NOT object MATCHES "/isa_(avx2|avx512|amx)[a-z0-9_]*\\.cpp\\.o(bj)?$")
+  if(NOT object MATCHES "/isa_([a-z0-9]+)(_[a-z0-9_]+)?\\.cpp\\.o(bj)?$")
     continue()
   endif()
   set(level ${CMAKE_MATCH_1})
+  string(LENGTH ${level} length)
+  set(namespace "${length}${level}")  # as mangled names spell it
   math(EXPR checked "${checked} + 1")
   # Per line: name, type, address, size. W, V: weak code, weak data; u: unique. Undefined ones are w, v, U.
   execute_process(COMMAND ${NM} -P --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL "[^\n]+" lines "${symbols}")
   foreach(line ${lines})
-    if(line MATCHES "^[^ ]+ [WVu] " AND NOT line MATCHES "[0-9]${level}[^ ]* [WVu] ")
+    if(line MATCHES "^[^ ]+ [WVu] " AND NOT line MATCHES "${namespace}[^ ]* [WVu] ")
       math(EXPR leaks "${leaks} + 1")
       message("isa_${level}: ${line}")
     endif()
