@@ -63,7 +63,7 @@ def attend(piece, work, *, normalize_output, dropout_prob, **score):
         if normalize_output:
             p = divide_rows(p, denominator)
         if piece.kept is not None:
-            p = np.where(piece.kept, p / (1 - dropout_prob), 0)
+            p = p * piece.kept / (1 - dropout_prob)  # a row of NaN stays one
         return p @ piece.v.astype(work), lse
 
 

@@ -142,6 +142,30 @@ def test_random_problems_are_right_on_every_kernel(problem, config, library):
         judge.check(cases.to_numpy(out), cases.to_numpy(lse))
 
 
+WILD = {  # what may stand where no finite number does; v must be finite wherever a mask hides it
+    "query": (np.nan, np.inf, -np.inf),
+    "key": (np.nan, np.inf, -np.inf),
+    "bias": (np.nan, np.inf, -np.inf, -1e4, 1e4),
+    "softmax_aux": (-np.inf,),
+}
+WILD_NUMBERS = st.sampled_from([(name, number) for name, numbers in WILD.items() for number in numbers])
+
+
+@hypothesis.seed(SEED)
+@hypothesis.given(problem=problems(), config=configs(), wild=st.lists(st.tuples(WILD_NUMBERS, SEEDS), min_size=1, max_size=5))
+def test_random_problems_with_nan_and_infinities(problem, config, wild):
+    case, seed = problem
+    hypothesis.assume(case.memory not in ("v_in_k", "readonly", "broadcast"))
+    hypothesis.note(describe(case, seed))
+    arrays = case.arrays(seed=seed)
+    for (name, number), where in wild:
+        if name in arrays and arrays[name].size:
+            arrays[name][np.unravel_index(where % arrays[name].size, arrays[name].shape)] = number
+    judge = Judge(arrays)
+    for kernel in runnable_kernels():
+        judge.check(*flash_attention(**arrays, return_lse=True, cfg=FlashAttentionConfig(kernel=kernel, **config)))
+
+
 @hypothesis.seed(SEED)
 @hypothesis.given(
     sizes=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 3), st.integers(1, 40)), split=st.integers(0, 60), keys=st.integers(1, 60), seed=SEEDS
