@@ -1,8 +1,8 @@
 # cmake -DNM=nm -DOBJECTS="isa_avx2.cpp.o;isa_amx.cpp.o" -DCOUNT=2 -P check_isa_objects.cmake
 #
 # Fails when an object of an instruction-set level (isa_<level>.cpp, isa_<level>_<part>.cpp) defines a weak symbol that does not
-# carry the level's namespace. Weak symbols are inline functions and template instances: the linker keeps one copy for the whole library, and if
-# it is the one compiled for AVX-512, an older CPU meets an illegal instruction in code that looks like baseline code.
+# carry the level's namespace. Weak symbols are inline functions and template instances: the linker keeps one copy for the whole
+# library, and if it is the one compiled for AVX-512, an older CPU meets an illegal instruction in code that looks like baseline.
 # The cure: put the code into the level's namespace, or make it always inline.
 set(checked 0)
 set(leaks 0)
