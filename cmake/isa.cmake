@@ -5,6 +5,7 @@
 set(attile_isa_flags_avx2 -mavx -mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt -mmovbe -mpopcnt)
 set(attile_isa_flags_avx512
   ${attile_isa_flags_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mprefer-vector-width=512)
+set(attile_isa_flags_avx512bf16 ${attile_isa_flags_avx512} -mavx512bf16)
 set(attile_isa_flags_amx ${attile_isa_flags_avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
 
 function(attile_isa_levels sources_variable isa_sources_variable)
@@ -14,7 +15,7 @@ function(attile_isa_levels sources_variable isa_sources_variable)
   string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" processor)
   check_cxx_compiler_flag(-Wno-psabi ATTILE_COMPILER_WNO_PSABI)
 
-  foreach(level amx avx512 avx2)  # the longest to compile first
+  foreach(level amx avx512bf16 avx512 avx2)  # the longest to compile first
     string(TOUPPER ${level} LEVEL)
     set(files ${sources})
     list(FILTER files INCLUDE REGEX "/src/cpp/cpu/isa_${level}(_[a-z0-9_]+)?\\.cpp$")

@@ -254,6 +254,7 @@ struct Expected {
   std::vector<double> out;
   double lse;
   double out_error, lse_error;  // bounds
+  double mass;                  // at least the sum of p |v|
 };
 
 // One row, as the specification writes it.
@@ -304,7 +305,7 @@ Expected expected_row(const Case& c, int64_t b, int64_t h, int64_t i) {
       top = std::max(top, sinks.back());
       magnitude = std::max(magnitude, std::abs(sinks.back()));
     }
-  Expected e{std::vector<double>(p.head_dim_v), -kInf, 0, 0};
+  Expected e{std::vector<double>(p.head_dim_v), -kInf, 0, 0, 0};
   bool empty = sinks.empty();
   double total = 0, nan = 0;
   for (int64_t j = 0; j < keys; ++j) {
@@ -333,8 +334,8 @@ Expected expected_row(const Case& c, int64_t b, int64_t h, int64_t i) {
     }
   }
   if (std::isnan(nan)) std::fill(e.out.begin(), e.out.end(), nan);
-  const double mass = p.has(kUnnormalized) ? total : 1;
-  e.out_error = relative * weight * mass * (p.has(kDropout) ? p.dropout.scale : 1);
+  e.mass = weight * (p.has(kUnnormalized) ? total : 1) * (p.has(kDropout) ? p.dropout.scale : 1);
+  e.out_error = relative * e.mass;
   return e;
 }
 
@@ -356,14 +357,10 @@ void run(const Kernel& kernel, Case& c, int threads) {
       std::printf("%s, %s: wrote past the workspace\n", kernel.name, c.text.c_str());
 }
 
-void check_case(const Kernel& kernel, Case& c) {
+// False where the kernel does not take the problem.
+bool check_case(const Kernel& kernel, Case& c) {
   const AttentionProblem& p = c.p;
-  const std::string reason = kernel.why_not(p, c.config);
-  if (!reason.empty() || (p.options & ~kernel.honours)) {
-    ++failures;
-    std::printf("%s refuses %s: %s\n", kernel.name, c.text.c_str(), reason.c_str());
-    return;
-  }
+  if (!kernel.why_not(p, c.config).empty() || (p.options & ~kernel.honours)) return false;
   std::fill(c.out.memory.begin(), c.out.memory.end(), 0xFF);
   std::fill(c.lse.memory.begin(), c.lse.memory.end(), 0xFF);
   run(kernel, c, 1);
@@ -375,11 +372,13 @@ void check_case(const Kernel& kernel, Case& c) {
   // Rows inside the sequences, then those outside, then the bytes that belong to no row.
   std::vector<unsigned char> touched(c.out.memory.size(), 0);
   const double half = info(p.dtype).epsilon / 2, subnormal = p.dtype == DType::f16 ? 0x1p-24 : 0x1p-126;
+  const bool rounds_p = std::string(kernel.isa) == "avx512bf16";  // to the input dtype before the product with v
   const View& o = p.out;
   std::vector<bool> inside(o.shape[0] * o.shape[1]);
   const auto check_row = [&](int64_t ob, int64_t t, int64_t h, const Expected& e) {
     for (int64_t d = 0; d < p.head_dim_v; ++d) {
-      const double bound = e.out_error + half * (std::abs(e.out[d]) + e.out_error) + subnormal;
+      const double error = e.out_error + (rounds_p ? half * e.mass : 0);
+      const double bound = error + half * (std::abs(e.out[d]) + error) + subnormal;
       check(c, kernel.name, "out", c.out.get(ob, t, h, d), e.out[d], bound);
       std::memset(touched.data() + (o.at(ob, t, h, d) - reinterpret_cast<const char*>(c.out.memory.data())), 1, size_of(p.dtype));
     }
@@ -391,12 +390,13 @@ void check_case(const Kernel& kernel, Case& c) {
       inside[ob * o.shape[1] + t] = true;
       for (int64_t h = 0; h < p.heads_q; ++h) check_row(ob, t, h, expected_row(c, b, h, i));
     }
-  const Expected cleared{std::vector<double>(p.head_dim_v), -kInf, 0, 0};
+  const Expected cleared{std::vector<double>(p.head_dim_v), -kInf, 0, 0, 0};
   for (int64_t b = 0; b < o.shape[0]; ++b)
     for (int64_t t = 0; t < o.shape[1]; ++t)
       for (int64_t h = 0; h < p.heads_q && !inside[b * o.shape[1] + t]; ++h) check_row(b, t, h, cleared);
   for (size_t i = 0; i < touched.size(); ++i)
     if (!touched[i] && c.out.memory[i] != 0xFF && ++failures <= 20) std::printf("%s, %s: wrote beside out\n", kernel.name, c.text.c_str());
+  return true;
 }
 
 }  // namespace
@@ -409,8 +409,12 @@ int main(int argc, char** argv) {
       continue;
     }
     const int before = failures;
-    for (int64_t seed = first; seed < first + count; ++seed) check_case(kernel, *make_case(seed));
-    std::printf("%s: %lld problems, %d failures\n", kernel.name, static_cast<long long>(count), failures - before);
+    int64_t taken = 0;
+    for (int64_t seed = first; seed < first + count; ++seed) taken += check_case(kernel, *make_case(seed));
+    // Most kernels take everything; a narrow one takes at least one dtype's share.
+    if (taken < count / 16) ++failures;
+    std::printf("%s: %lld of %lld problems, %d failures\n", kernel.name, static_cast<long long>(taken), static_cast<long long>(count),
+                failures - before);
   }
   return failures != 0;
 }

@@ -15,7 +15,7 @@ namespace attile {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512_bf16 = false, amx_bf16 = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, fast_bf16_dots = false, amx_bf16 = false;
 };
 
 #if defined(__x86_64__)
@@ -67,6 +67,9 @@ Features detect() {
   f.avx512 = f.avx2 && saves(kZmm) && all(seven.b, {16, 17, 28, 30, 31});
   // leaf 7.1 eax: AVX512_BF16 5
   f.avx512_bf16 = f.avx512 && all(seven1.a, {5});
+  const Registers vendor = cpuid(0, 0);
+  const bool amd = vendor.b == 0x68747541 && vendor.d == 0x69746E65 && vendor.c == 0x444D4163;  // "AuthenticAMD"
+  f.fast_bf16_dots = f.avx512_bf16 && amd;
   // leaf 7 edx: AMX-BF16 22, AMX-TILE 24
   f.amx_bf16 = f.avx512_bf16 && saves(kTiles) && all(seven.d, {22, 24}) && tiles_granted();
   return f;
@@ -88,6 +91,7 @@ const Features& features() {
 bool has_avx2() { return features().avx2; }
 bool has_avx512() { return features().avx512; }
 bool has_avx512_bf16() { return features().avx512_bf16; }
+bool fast_bf16_dots() { return features().fast_bf16_dots; }
 bool has_amx_bf16() { return features().amx_bf16; }
 
 std::string cpu_features_json() {

@@ -15,19 +15,27 @@
 
 namespace attile::ATTILE_ISA {
 
+// bfloat16 pairs travel as float32: two neighbouring elements of a row are one.
+inline constexpr int kPairSize = kBf16Pairs ? 2 : 1;
+
+inline int64_t packed_dim(const Unit& u) { return u.head_dim / kPairSize; }
+inline DType packed_dtype(const Unit& u) { return kBf16Pairs ? DType::f32 : u.dtype; }
+
 template <class T, int N>
 inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64_t tile_end) {
   const QueryRow* rows = u.rows + panel * kPanel<T>;
   const PanelKeys keys = panel_keys(rows, N * kLanes<T>);
-  const int64_t begin = keys.begin > tile_begin ? keys.begin : tile_begin, end = keys.end < tile_end ? keys.end : tile_end;
+  int64_t begin = keys.begin > tile_begin ? keys.begin : tile_begin;
+  const int64_t end = keys.end < tile_end ? keys.end : tile_end;
   if (begin >= end) return;
+  if (kBf16Pairs) begin -= (begin - tile_begin) % 2;
   const bool full = keys.every_begin <= begin && keys.every_end >= end;
 
   const int64_t first = begin - tile_begin, count = end - begin;
   T* s = static_cast<T*>(u.scratch.scores);
-  const T* q = static_cast<const T*>(u.scratch.q) + panel * kPanel<T> * u.head_dim;
+  const T* q = static_cast<const T*>(u.scratch.q) + panel * kPanel<T> * packed_dim(u);
   const T* k = static_cast<const T*>(u.scratch.k) + first * kChunk;
-  scores_product<T, N>(k, u.k_rows * kChunk, round_up(count, kBlockStep), q, u.head_dim, s);
+  scores_product<T, N>(k, u.k_rows * kChunk, round_up(count, kBlockStep), q, packed_dim(u), s);
   adjust_scores<T, N>(u, rows, begin, count, first, full, s);
 
   const PanelState<T> state = panel_state<T>(u, u.state, panel);
@@ -36,8 +44,9 @@ inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64
   softmax<T, N>(s, count, c, state.max, state.sum, alpha);
   if (u.dropout) apply_dropout<T, N>(u, rows, begin, count, s);
 
-  const T* v = static_cast<const T*>(u.scratch.v) + first * u.v_row;
-  values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, count, alpha, state.out);
+  if constexpr (kBf16Pairs) pair_probabilities<T, N>(s, count);
+  const T* v = static_cast<const T*>(u.scratch.v) + first / kPairSize * u.v_row;
+  values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, (count + kPairSize - 1) / kPairSize, alpha, state.out);
 }
 
 template <class T>
@@ -45,8 +54,14 @@ inline void pack_tile(const Unit& u, int64_t begin, int64_t end) {
   const int64_t keys = end - begin;
   // A panel may begin at any key of the tile and computes a multiple of kBlockStep: hence the zeros behind the last key.
   const int64_t padded = keys + kBlockStep - 1;
-  pack_keys<T>(u.k + begin * u.k_stride, u.k_stride, u.dtype, keys, padded, u.head_dim, u.k_rows, static_cast<T*>(u.scratch.k));
-  pack_values<T>(u.v + begin * u.v_stride, u.v_stride, u.dtype, keys, u.head_dim_v, u.v_row, static_cast<T*>(u.scratch.v));
+  T *k = static_cast<T*>(u.scratch.k), *v = static_cast<T*>(u.scratch.v);
+  const char* values = u.v + begin * u.v_stride;
+  pack_keys<T>(u.k + begin * u.k_stride, u.k_stride, packed_dtype(u), keys, padded, packed_dim(u), u.k_rows, k);
+  if constexpr (kBf16Pairs) {
+    pack_value_pairs(values, u.v_stride, keys, u.head_dim_v, u.v_row, v);
+  } else {
+    pack_values<T>(values, u.v_stride, u.dtype, keys, u.head_dim_v, u.v_row, v);
+  }
   if (u.key_ids == nullptr) return;
   for (int64_t j = 0; j < keys; ++j) {
     const char* from = u.key_ids + (begin + j) * u.key_ids_stride;
@@ -117,8 +132,8 @@ template <class T>
 void attend(const Unit& u, bool finish) {
   const int64_t padded_rows = round_up(u.count, kLanes<T>), panels = round_up(padded_rows, kPanel<T>) / kPanel<T>;
   for (int64_t r = 0; r < padded_rows; r += kLanes<T>) {
-    T* q = static_cast<T*>(u.scratch.q) + r / kPanel<T> * kPanel<T> * u.head_dim + r % kPanel<T>;
-    pack_queries<T>(u.rows + r, u.dtype, u.head_dim, q);
+    T* q = static_cast<T*>(u.scratch.q) + r / kPanel<T> * kPanel<T> * packed_dim(u) + r % kPanel<T>;
+    pack_queries<T>(u.rows + r, packed_dtype(u), packed_dim(u), q);
   }
   begin_state<T>(u, padded_rows);
   for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
@@ -159,6 +174,10 @@ void join(const Unit& u, const BlockState* parts, int64_t count) {
 }
 
 extern const ForwardIsa kForward;
+#if ATTILE_ISA_BF16_PAIRS
+const ForwardIsa kForward = {kVectorBytes, kBlockStep, {attend<float>, nullptr}, {join<float>, nullptr}};
+#else
 const ForwardIsa kForward = {kVectorBytes, kBlockStep, {attend<float>, attend<double>}, {join<float>, join<double>}};
+#endif
 
 }  // namespace attile::ATTILE_ISA

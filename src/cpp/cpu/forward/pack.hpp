@@ -154,4 +154,23 @@ inline void pack_values(const char* v, int64_t stride, DType dtype, int64_t keys
   });
 }
 
+// bfloat16 pairs of keys 2 j and 2 j + 1: [pair][v_row]. The partner of a last odd key is zero.
+inline void pack_value_pairs(const char* v, int64_t stride, int64_t keys, int64_t head_dim_v, int64_t v_row, float* to) {
+  constexpr int W = kLanes<float>;
+  using Half = VecN<uint16_t, W>;
+  using Word = VecN<uint32_t, W>;
+  const int64_t padded = (head_dim_v + kChunk - 1) / kChunk * kChunk;
+  const auto take = [&](int64_t j, int64_t d) {
+    if (j >= keys || d >= head_dim_v) return Word{};
+    const char* from = v + j * stride + d * 2;
+    if (d + W <= head_dim_v) return __builtin_convertvector(load<Half>(from), Word);
+    uint16_t staged[W];
+    stage<float, uint16_t>(from, 2, head_dim_v - d, staged);
+    return __builtin_convertvector(load<Half>(staged), Word);
+  };
+  for (int64_t j = 0; j < keys; j += 2) {
+    for (int64_t d = 0; d < padded; d += W) store(to + j / 2 * v_row + d, bit_cast<Vec<float>>(take(j, d) | (take(j + 1, d) << 16)));
+  }
+}
+
 }  // namespace attile::ATTILE_ISA

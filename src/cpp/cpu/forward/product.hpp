@@ -6,6 +6,7 @@
 // One block holds kBlockRows x N vectors of C in registers; a step loads N vectors of B and broadcasts kBlockRows scalars of A,
 // which costs kBlockRows + N loads for kBlockRows * N multiply-adds: 14 for 24 with AVX-512, 8 for 12 with AVX2. B (a panel of
 // Q^T or P^T, at most 16 KB at head_dim 128) stays in L1, A streams from L2 at 2 bytes a cycle.
+// With bfloat16 pairs an element of A and B is two numbers, neighbours along k, and a step does twice as much.
 // Values are summed a tile at a time and then added to O: two short sums lose less than one long one.
 #pragma once
 
@@ -33,7 +34,13 @@ struct ProductBlock {
     for (int m = 0; m < M; ++m) {
       const Vec<T> x = broadcast<T>(a[m * RowStride]);
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) c[m][n] = fma(x, row[n], c[m][n]);
+      for (int n = 0; n < N; ++n) {
+        if constexpr (kBf16Pairs) {
+          c[m][n] = dot_pairs(x, row[n], c[m][n]);
+        } else {
+          c[m][n] = fma(x, row[n], c[m][n]);
+        }
+      }
     }
   }
 };

@@ -86,6 +86,20 @@ inline void softmax(T* s, int64_t keys, T c, T* max_of, T* sum_of, Vec<T> (&alph
   for (int n = 0; n < N; ++n) store(sum_of + n * W, fma(load<Vec<T>>(sum_of + n * W), alpha[n], sum[n]));
 }
 
+// p of keys 2 j and 2 j + 1 rounded to bfloat16 and joined, in place: [pair][kPanel]. The partner of a last odd key is zero.
+template <class T, int N>
+inline void pair_probabilities(T* p, int64_t keys) {
+  constexpr int W = kLanes<T>;
+  for (int64_t j = 0; j < keys; j += 2) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const T* from = p + j * kPanel<T> + n * W;
+      const Vec<T> low = load<Vec<T>>(from), high = j + 1 < keys ? load<Vec<T>>(from + kPanel<T>) : Vec<T>{};
+      store(p + j / 2 * kPanel<T> + n * W, make_pairs(low, high));
+    }
+  }
+}
+
 // The four words of Philox4x32-10 for `kRows` rows and one pair of keys.
 template <int kRows>
 inline void philox(uint32_t pair, const uint32_t* query, const uint32_t* head, uint32_t sequence, uint64_t seed,

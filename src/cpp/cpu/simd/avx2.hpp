@@ -4,11 +4,13 @@
 #include <immintrin.h>
 
 #define ATTILE_ISA avx2
+#define ATTILE_ISA_BF16_PAIRS false
 
 namespace attile::avx2 {
 inline constexpr int kVectorBytes = 32;
 inline constexpr int kBlockRows = 6;
 inline constexpr int kBlockStep = 2;
+inline constexpr bool kBf16Pairs = ATTILE_ISA_BF16_PAIRS;
 }  // namespace attile::avx2
 
 #include "cpu/simd/vector.hpp"

@@ -9,17 +9,21 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
+#ifndef ATTILE_ISA
 #define ATTILE_ISA avx512
+#define ATTILE_ISA_BF16_PAIRS false
+#endif
 
-namespace attile::avx512 {
+namespace attile::ATTILE_ISA {
 inline constexpr int kVectorBytes = 64;
 inline constexpr int kBlockRows = 12;
 inline constexpr int kBlockStep = 4;
-}  // namespace attile::avx512
+inline constexpr bool kBf16Pairs = ATTILE_ISA_BF16_PAIRS;
+}  // namespace attile::ATTILE_ISA
 
 #include "cpu/simd/vector.hpp"
 
-namespace attile::avx512 {
+namespace attile::ATTILE_ISA {
 
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
@@ -32,4 +36,4 @@ inline VecN<float, 8> f16_to_f32(VecN<uint16_t, 8> h) { return _mm256_cvtph_ps((
 inline VecN<uint16_t, 16> f32_to_f16(VecN<float, 16> x) { return (VecN<uint16_t, 16>)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
 inline VecN<uint16_t, 8> f32_to_f16(VecN<float, 8> x) { return (VecN<uint16_t, 8>)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
 
-}  // namespace attile::avx512
+}  // namespace attile::ATTILE_ISA

@@ -2,11 +2,13 @@
 #pragma once
 
 #define ATTILE_ISA portable
+#define ATTILE_ISA_BF16_PAIRS false
 
 namespace attile::portable {
 inline constexpr int kVectorBytes = 16;
 inline constexpr int kBlockRows = 4;
 inline constexpr int kBlockStep = 4;
+inline constexpr bool kBf16Pairs = ATTILE_ISA_BF16_PAIRS;
 }  // namespace attile::portable
 
 #include "cpu/simd/vector.hpp"
