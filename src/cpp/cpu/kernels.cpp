@@ -28,45 +28,52 @@ bool always() { return true; }
 
 extern const Kernel kTable[];
 
-std::string bf16_why_not(const AttentionProblem& problem, const Config& config) {
-  if (problem.dtype != DType::bf16) return "takes bfloat16 only";
-  if (problem.head_dim % 2 != 0) return "takes even head dims only";
-  if (!fast_bf16_dots()) return "bfloat16 dot products have half the rate of float32 multiply-adds on this CPU";
-  return forward_why_not(problem, config);
-}
+// Which instance of the kernel takes a problem.
+using ChooseIsa = const ForwardIsa& (*)(const AttentionProblem&);
 
-template <const ForwardIsa& kIsa, int kRow, auto kWhyNot = forward_why_not>
+#if ATTILE_ISA_AVX512
+// bfloat16 by dot products of pairs where the CPU is fast at them, else widened to float32.
+const ForwardIsa& choose_avx512(const AttentionProblem& problem) {
+#if ATTILE_ISA_AVX512BF16
+  if (problem.dtype == DType::bf16 && problem.head_dim % 2 == 0 && fast_bf16_dots()) return avx512bf16::kForward;
+#endif
+  (void)problem;
+  return avx512::kForward;
+}
+#endif
+#if ATTILE_ISA_AVX2
+const ForwardIsa& choose_avx2(const AttentionProblem&) { return avx2::kForward; }
+#endif
+const ForwardIsa& choose_portable(const AttentionProblem&) { return portable::kForward; }
+
+template <ChooseIsa kIsa, int kRow>
 constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
   return {name,
           isa,
           kHonours,
           available,
-          kWhyNot,
+          forward_why_not,
           [](const AttentionProblem& problem, const Config& config, int threads) {
-            Plan plan = plan_forward(kIsa, problem, config, threads);
+            Plan plan = plan_forward(kIsa(problem), problem, config, threads);
             plan.kernel = &kTable[kRow];
             return plan;
           },
           [](const AttentionProblem& problem, const Plan& plan, void* workspace, const attile_executor* executor) {
-            run_forward(kIsa, problem, plan, workspace, executor);
+            run_forward(kIsa(problem), problem, plan, workspace, executor);
           }};
 }
 
 // Rows before the next instruction set.
-constexpr int kBf16Rows = ATTILE_ISA_AVX512BF16, kAvx512Rows = kBf16Rows + ATTILE_ISA_AVX512;
-constexpr int kAvx2Rows = kAvx512Rows + ATTILE_ISA_AVX2;
+constexpr int kAvx512Rows = ATTILE_ISA_AVX512, kAvx2Rows = kAvx512Rows + ATTILE_ISA_AVX2;
 
 const Kernel kTable[] = {
-#if ATTILE_ISA_AVX512BF16
-    row<avx512bf16::kForward, 0, bf16_why_not>("forward_avx512bf16", "avx512bf16", has_avx512_bf16),
-#endif
 #if ATTILE_ISA_AVX512
-    row<avx512::kForward, kBf16Rows>("forward_avx512", "avx512", has_avx512),
+    row<choose_avx512, 0>("forward_avx512", "avx512", has_avx512),
 #endif
 #if ATTILE_ISA_AVX2
-    row<avx2::kForward, kAvx512Rows>("forward_avx2", "avx2", has_avx2),
+    row<choose_avx2, kAvx512Rows>("forward_avx2", "avx2", has_avx2),
 #endif
-    row<portable::kForward, kAvx2Rows>("forward_portable", "portable", always),
+    row<choose_portable, kAvx2Rows>("forward_portable", "portable", always),
 };
 
 }  // namespace

@@ -29,7 +29,7 @@ namespace attile {
 namespace {
 
 constexpr size_t kCacheLine = 64;
-constexpr auto kSpin = std::chrono::microseconds(20);  // a futex wake costs about 3 us; a decode step's jobs follow within 20
+constexpr auto kSpin = std::chrono::microseconds(20);  // about what waking a thread costs
 
 thread_local bool inside_job = false;
 
@@ -179,7 +179,6 @@ class Pool {
         thread.join();
       }
     }
-    threads_.clear();
   }
 
  private:

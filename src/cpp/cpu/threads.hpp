@@ -5,7 +5,8 @@
 // works too, and at the end waits only for helpers that are inside the job. A helper that comes late finds the job closed and
 // leaves: an executor whose threads are all busy never blocks anybody.
 //
-// Cost on two Zen 4 cores: about 0.4 us for an empty job while the workers still spin, 3 us when they have to be woken.
+// Cost of a job in which two threads meet, two Zen 4 cores of a virtual machine, medians: 0.5 us while the worker still spins,
+// 15 us when it has to be woken. An empty job: 0.2 us, as its caller does not wait for workers that are not inside.
 #pragma once
 
 #include <cstdint>
