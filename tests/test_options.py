@@ -8,6 +8,11 @@ from attile import FlashAttentionConfig, MaskInfo, explain, flash_attention
 from tolerance import Judge, finfo
 
 
+@pytest.fixture(autouse=True)
+def _on_every_kernel(runnable_kernel, monkeypatch):
+    monkeypatch.setenv("ATTILE_KERNEL", runnable_kernel)
+
+
 def rng(seed=0):
     return np.random.default_rng(seed)
 
