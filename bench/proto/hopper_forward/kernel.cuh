@@ -311,10 +311,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     return w;
   };
   auto first_row = [&](const Work& w) { return w.m * T::kTileM + me * 64; };
-  struct Nothing {
-    __device__ Nothing(const ScoreParams&) {}
-  };
-  std::conditional_t<T::kScores, Scores<Element, N>, Nothing> scores(p.scores);
+  std::conditional_t<T::kScores, Scores<Element, N>, NoScores> scores(p.scores);
   auto begin_scores = [&](const Work& w) {
     if constexpr (T::kScores) scores.begin(w.batch, w.head, first_row(w), row, w.seqlen_q, w.seqlen_k), scores.prefetch(w.j_end - 1);
   };
@@ -430,7 +427,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       if constexpr (T::kTune.wait_after > 0) {
         ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset);
         if (T::kTune.pass == 4) turn.pass();
-        RingCursor<T::kStages> next_v = v_ring;
+        auto next_v = v_ring;
         next_v.advance();
         next_v.wait_full();
       }
@@ -440,60 +437,6 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       release_v();
       state.template exponentiate<kBefore, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
       pack(s);  // not earlier: ptxas serialises wgmmas if a register that feeds one is written while another runs
-      if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
-    };
-    // As step, but P V of tile j is issued in pieces between the parts of the softmax of tile j - 1.
-    auto spread_step = [&](auto masked) {
-      float s[N / 2];
-      k_ring.wait_full();
-      turn.wait();
-      issue_qk(s);
-      if (T::kTune.pass == 0) turn.pass();
-      if (T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
-      v_ring.wait_full();
-      ptx::wgmma_wait<0>();
-      ptx::pin(s), ptx::pin(o);
-      if (T::kTune.pass == 1) turn.pass();
-      --j;
-      release_k();
-      if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
-      if constexpr (decltype(masked)::value) mask(s, w, j);
-
-      const uint32_t v = v_desc + v_ring.stage * (T::kVBytes / 16);
-      auto pieces = [&](auto part) {  // the steps of P V that belong after this part of the softmax
-        constexpr int kPart = decltype(part)::value, kParts = T::kTune.spread, kSteps = N / 16;
-        if constexpr (kPart < kParts)
-          matmul_pv<Element, N, (kPart * kSteps + kParts - 1) / kParts, ((kPart + 1) * kSteps + kParts - 1) / kParts>(o, prob, v);
-        if constexpr (kPart == kParts - 1) {
-          ptx::wgmma_commit();
-          if (T::kTune.pass == 3) turn.pass();
-        }
-      };
-      float offset[2];
-      auto eighth = [&](auto part) {
-        constexpr int kPart = decltype(part)::value;
-        state.template exponentiate<kPart - 2, kPart - 1, T::kTune.poly>(s, p.scale_log2, alpha, offset);
-        ptx::pin(s);
-        pieces(part);
-      };
-      ptx::wgmma_fence();
-      pieces(std::integral_constant<int, 0>{});
-      state.template find_row_max<0, T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, 0);
-      pieces(std::integral_constant<int, 1>{});
-      eighth(std::integral_constant<int, 2>{});
-      state.template find_row_max<1, T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
-      eighth(std::integral_constant<int, 3>{});
-      eighth(std::integral_constant<int, 4>{});
-      eighth(std::integral_constant<int, 5>{});
-      eighth(std::integral_constant<int, 6>{});
-      eighth(std::integral_constant<int, 7>{});
-      eighth(std::integral_constant<int, 8>{});
-      eighth(std::integral_constant<int, 9>{});
-      ptx::wgmma_wait<0>();
-      ptx::pin(o);
-      if (T::kTune.pass == 2) turn.pass();
-      release_v();
-      pack(s);
       if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
     };
     // As step, for tiles that every row sees, after each row has seen a key: the exp2 use the maximum of the tiles before, so they
@@ -549,21 +492,17 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       scale_rows<true>(o, alpha);
       pending[0] = moved[0], pending[1] = moved[1];
     };
-    auto one = [&](auto masked) {
-      if constexpr (T::kTune.spread > 0) spread_step(masked);
-      else step(masked);
-    };
     const TileRange unmasked = full(w);
     const int right = max(w.j_begin, unmasked.end), left = T::kBand ? max(w.j_begin, unmasked.begin) : w.j_begin;
-    while (j > right) one(std::true_type{});
+    while (j > right) step(std::true_type{});
     if constexpr (T::kTune.stale_max && !T::kScores && std::is_same_v<Element, __nv_bfloat16>) {
-      if (T::kCausal && j > left) one(std::false_type{});  // some row may not have seen a key before
+      if (T::kCausal && j > left) step(std::false_type{});  // some row may not have seen a key before
       while (j > left) stale_step();
     } else {
-      while (j > left) one(std::false_type{});
+      while (j > left) step(std::false_type{});
     }
     if (T::kBand)
-      while (j > w.j_begin) one(std::true_type{});
+      while (j > w.j_begin) step(std::true_type{});
 
     const uint32_t own_rows = at.q() + q_ring.stage * T::kQBytes + me * 64 * 128, q_empty = q_ring.empty();
     q_ring.advance();

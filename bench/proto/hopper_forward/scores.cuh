@@ -129,6 +129,10 @@ struct Scores {
   }
 };
 
+struct NoScores {
+  __device__ explicit NoScores(const ScoreParams&) {}
+};
+
 #ifdef __CUDACC__
 // The ranges that ScoreParams wants; a few microseconds before the main kernel.
 __global__ inline void segment_ranges_kernel(const int* segments, int seqlen, int rows, int2* ranges) {  // a block a (tile, batch)

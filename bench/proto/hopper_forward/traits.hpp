@@ -27,10 +27,6 @@ struct Tuning {
   // basic block goes; so a wait for the next V tile, which has long come, ends the block).
   int wait_after;
   bool early_rescale;  // O is rescaled under the next Q K^T, not after P V
-  // P V is issued in pieces between the parts of the softmax (a product with A in registers stalls its warp until the tensor core
-  // takes it); so many parts get pieces: 1: before the maximum, 2: also after the first row's maximum, 3..10: after each eighth of
-  // the exp2. 0: P V is issued as a whole before S is complete.
-  int spread;
   // exp2 start before this tile's maximum is known, with the maximum of the tiles before (Consumer's stale_step); bf16 only.
   bool stale_max;
   int poly;          // of every 8 exp2, so many are polynomials on the FMA units
