@@ -6,8 +6,8 @@
     python bench/bench.py --save run.json
 
 An answer is checked against the float64 reference (one key head of the call) before it is timed. Times are medians of interleaved repeats;
-operations are counted from the mask; percentages are of the peaks that roofline.py measures in the same run. A ratio above 1 means that
-attile is faster.
+operations are counted from the mask; percentages are of what roofline.py measures in the same run: the float32 multiply-add peak of the
+kernel's instruction set (other dtypes may exceed it), and the memory read rate. A ratio above 1 means that attile is faster.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main():
     attile.set_num_threads(args.threads)
     peaks = roofline.measure(features)
     print(f"attile {attile.__version__}, {args.threads} thread(s), {args.clock} clock; {peaks.describe()}")
-    print(f"{'case':28} {'kernel':16} {'ms':>9} {'spread':>7} {'GFLOP/s':>8} {'%peak':>6} {'GB/s':>6} {'%read':>6}  ratio to rivals")
+    print(f"{'case':28} {'kernel':16} {'ms':>9} {'spread':>7} {'GFLOP/s':>8} {'%fp32':>6} {'GB/s':>6} {'%read':>6}  ratio to rivals")
     rows = []
     for suite in args.suite:
         for case in SUITES[suite]():
