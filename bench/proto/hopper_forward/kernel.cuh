@@ -447,11 +447,13 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       k_ring.wait_full();
       turn.wait();
       issue_qk(s);
+      if (T::kTune.early_rescale) scale_rows<true>(o, alpha);
       v_ring.wait_full();
       issue_pv();
       if (T::kTune.pass == 0) turn.pass();
       ptx::wgmma_wait<1>();
       ptx::pin(s);
+      if (T::kTune.pass == 1) turn.pass();
       --j;
       constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
       const float sum_before[2] = {state.sum[0], state.sum[1]};
@@ -482,14 +484,16 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
         for (int r = 0; r < 2; ++r)
           if (moved[r] < 1.f) state.max[r] = top[r];
       }
+      if (T::kTune.pass >= 3) turn.pass();
       release_k();
       if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
       ptx::wgmma_wait<0>();
       ptx::pin(o);
+      if (T::kTune.pass == 2) turn.pass();
       release_v();
       state.template exponentiate<kBefore, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
       pack(s);
-      scale_rows<true>(o, alpha);
+      if (!T::kTune.early_rescale) scale_rows<true>(o, alpha);
       pending[0] = moved[0], pending[1] = moved[1];
     };
     const TileRange unmasked = full(w);
