@@ -26,6 +26,8 @@ NAMES = {
     "__version__",
     "explain",
     "flash_attention",
+    "get_cmake_dir",
+    "get_include",
     "get_num_threads",
     "merge_states",
     "set_num_threads",

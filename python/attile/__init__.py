@@ -1,7 +1,7 @@
 """Exact attention, tile by tile, on the arrays of NumPy, torch, JAX and CuPy."""
 
 from attile._core import __version__
-from attile.config import show_config
+from attile.config import get_cmake_dir, get_include, show_config
 from attile.flash import FlashAttentionConfig, MaskInfo, flash_attention
 from attile.merge import merge_states
 from attile.threads import get_num_threads, set_num_threads
@@ -13,6 +13,8 @@ __all__ = [
     "__version__",
     "explain",
     "flash_attention",
+    "get_cmake_dir",
+    "get_include",
     "get_num_threads",
     "merge_states",
     "set_num_threads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,53 @@ def show_config() -> dict[str, Any]:
     config["numpy"] = np.__version__
     config["frameworks"] = arrays.frameworks()
     return config
+
+
+def _installed(*parts: str) -> str:
+    # Beside _core: in an editable install the Python files lie elsewhere.
+    return str(Path(_core.__file__).resolve().parent.joinpath(*parts))
+
+
+def get_include() -> str:
+    """Return the folder of the C header ``attile/attile.h``.
+
+    Returns
+    -------
+    str
+        The folder, for the include path of a compiler. ``attile.cython_api`` needs it too.
+
+    See Also
+    --------
+    get_cmake_dir : The same for CMake.
+
+    Examples
+    --------
+    >>> import attile, os
+    >>> os.path.exists(os.path.join(attile.get_include(), "attile", "attile.h"))
+    True
+    """
+    return _installed("include")
+
+
+def get_cmake_dir() -> str:
+    """Return the folder for CMake's ``find_package(attile)``.
+
+    Returns
+    -------
+    str
+        The folder of attileConfig.cmake, the value for ``attile_DIR``.
+
+    See Also
+    --------
+    get_include : The folder of the C header.
+
+    Examples
+    --------
+    >>> import attile, os
+    >>> os.path.exists(os.path.join(attile.get_cmake_dir(), "attileConfig.cmake"))
+    True
+    """
+    return _installed("lib", "cmake", "attile")
 
 
 def config_text(config: dict[str, Any]) -> str:
