@@ -17,3 +17,23 @@ def kernel_rows():
 def runnable_kernels():
     """The names of the kernels that this CPU runs."""
     return [row["name"] for row in kernel_rows() if row["available"]]
+
+
+def own_words(kernel, error):
+    """Why the kernel refused, out of an error that lists every kernel. Another message is no reason to skip: it is raised again."""
+    for line in str(error).splitlines()[1:]:
+        name, _, reason = line.strip().partition(": ")
+        if name == kernel and reason:
+            return reason
+    raise error
+
+
+def takes(kernel, **call):
+    """Whether the kernel takes this call of flash_attention; if not, it has said why."""
+    from attile import FlashAttentionConfig, explain, flash_attention
+
+    try:
+        explain(flash_attention, **call, cfg=FlashAttentionConfig(kernel=kernel))
+    except NotImplementedError as error:
+        return not own_words(kernel, error)
+    return True

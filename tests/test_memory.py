@@ -8,10 +8,12 @@ import textwrap
 from pathlib import Path
 
 import attile
+import cases
 import numpy as np
 import pytest
 import reference
 from attile import FlashAttentionConfig, flash_attention
+from machine import takes
 from tolerance import Judge
 
 LONG = 65_536
@@ -132,6 +134,7 @@ GUARDED = """
         return view
 
     kernel = attile.FlashAttentionConfig(kernel=sys.argv[2])
+    taken = 0
     for case in cases.SMALL + [case for case in cases.EDGE if case.id.startswith(("edge-dims", "packed", "padded", "bias", "mask", "length17"))]:
         if case.head_dim * case.head_dim_v > 20000 or case.memory != "contiguous":
             continue
@@ -141,9 +144,15 @@ GUARDED = """
             placed = {name: guarded(x, side) if isinstance(x, np.ndarray) else x for name, x in call.items()}
             out = guarded(np.full(shape, np.nan, call["query"].dtype), side)
             print(case.id, side, file=sys.stderr)
-            attile.flash_attention(**placed, out=out, cfg=kernel)
+            try:
+                attile.flash_attention(**placed, out=out, cfg=kernel)
+            except NotImplementedError:
+                continue
+            taken += 1
             if not np.array_equal(out, attile.flash_attention(**call, cfg=kernel)):
                 sys.exit("another result")
+    if taken == 0:
+        sys.exit("the kernel took no case")
 """
 
 
@@ -171,12 +180,19 @@ def spread(x, stride):
     return view
 
 
+def takes_dtype(kernel, dtype):
+    x = np.ones((1, 40, 2, 16), dtype)
+    return takes(kernel, query=x, key=x, value=x)
+
+
 @pytest.mark.parametrize("far", ["query", "key", "value", "out"])
 def test_offsets_beyond_2_to_the_31_elements(far, runnable_kernel):
     rng = np.random.default_rng(0)
-    arrays = {name: rng.standard_normal((1, 40, 2, 16)).astype(np.float16) for name in ("query", "key", "value")}
+    shape = (1, 40, 2, 16)
+    dtype = next(dtype for dtype in map(cases.numpy_dtype, ("float16", "bfloat16")) if takes_dtype(runnable_kernel, dtype))
+    arrays = {name: rng.standard_normal(shape).astype(dtype) for name in ("query", "key", "value")}
     judge = Judge(dict(arrays))
-    out = np.full(judge.out.shape, np.nan, np.float16)
+    out = np.full(judge.out.shape, np.nan, dtype)
     stride = 2**27 + 32  # 40 tokens reach over 2^32 elements
     if far == "out":
         out = spread(out, stride)
@@ -190,7 +206,8 @@ def test_offsets_beyond_2_to_the_31_elements(far, runnable_kernel):
 def test_bias_and_mask_of_more_than_2_to_the_31_elements(name, runnable_kernel):
     n = 50_000
     rng = np.random.default_rng(0)
-    query, key, value = (rng.standard_normal((1, n, 1, 4)).astype(np.float32) for _ in range(3))
+    dtype = next(dtype for dtype in map(cases.numpy_dtype, ("float32", "bfloat16")) if takes_dtype(runnable_kernel, dtype))
+    query, key, value = (rng.standard_normal((1, n, 1, 4)).astype(dtype) for _ in range(3))
     x = sparse(n * n, np.float16 if name == "bias" else np.uint8).reshape(n, n)
     last = np.arange(n - 70, n)
     x[last[:, None], last[None, :]] = np.where(rng.random((70, 70)) < 0.5, 1, 0)
@@ -198,7 +215,8 @@ def test_bias_and_mask_of_more_than_2_to_the_31_elements(name, runnable_kernel):
     # the last rows alone; those before their first key belong to other pages
     part = {name: x[-70:, -70:]}
     expected = reference.flash_attention(query[:, -70:], key[:, -70:], value[:, -70:], sliding_window=(50, 0), **part)
-    np.testing.assert_allclose(out[:, -20:], expected[:, -20:], atol=2e-6)
+    tolerance = 2e-6 if dtype == np.float32 else 0.05
+    np.testing.assert_allclose(out[:, -20:].astype(float), expected[:, -20:], atol=tolerance)
 
 
 @pytest.mark.slow

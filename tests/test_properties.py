@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attile import FlashAttentionConfig, flash_attention, merge_states
 from cases import Case
-from machine import runnable_kernels
+from machine import own_words, runnable_kernels, takes
 from tolerance import Judge, epsilon
 
 
@@ -21,7 +21,10 @@ def attend(runnable_kernel):
     """flash_attention on one kernel: (out, lse)."""
 
     def call(**arguments):
-        return flash_attention(**{"return_lse": True, "cfg": FlashAttentionConfig(kernel=runnable_kernel)} | arguments)
+        try:
+            return flash_attention(**arguments, return_lse=True, cfg=FlashAttentionConfig(kernel=runnable_kernel))
+        except NotImplementedError as error:
+            pytest.skip(own_words(runnable_kernel, error))
 
     return call
 
@@ -183,9 +186,10 @@ def test_batches_heads_and_rows_do_not_meddle(attend):
 
 def test_kernels_agree_where_they_may():
     """Every kernel is right by the judge; here they also see the same masks: exact zeros and infinities agree."""
-    rows = [FlashAttentionConfig(kernel=name) for name in runnable_kernels()]
     for case in cases.SMALL:
-        results = [flash_attention(**case.arrays(), return_lse=True, cfg=row) for row in rows]
+        arrays = case.arrays()
+        configs = [FlashAttentionConfig(kernel=name) for name in runnable_kernels() if takes(name, **arrays)]
+        results = [flash_attention(**arrays, return_lse=True, cfg=config) for config in configs]
         for out, lse in results[1:]:
             np.testing.assert_array_equal(out == 0, results[0][0] == 0)
             np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(results[0][1]))
