@@ -365,20 +365,20 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) s[i] = opaque_zero(s[i]);
 #pragma unroll 1
-    for (int c = 0; c < T::D / 8; ++c) {  // 8 columns, 16 bytes
-      float q[2][8];
+    for (int c = 0; c < T::D / 4; ++c) {  // 4 columns, 8 bytes
+      float q[2][4];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) ptx::load_eight<Element>(q_tile + swizzled<T::kTileM>(row + 8 * r, c), q[r]);
+      for (int r = 0; r < 2; ++r) ptx::load_four<Element>(q_tile + swizzled<T::kTileM>(row + 8 * r, c / 2) + c % 2 * 8, q[r]);
 #pragma unroll
       for (int i = 0; i < N / 8; ++i)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float k[8];
-          ptx::load_eight<Element>(k_tile + swizzled<N>(8 * i + 2 * (lane % 4) + e, c), k);
+          float k[4];
+          ptx::load_four<Element>(k_tile + swizzled<N>(8 * i + 2 * (lane % 4) + e, c / 2) + c % 2 * 8, k);
 #pragma unroll
           for (int r = 0; r < 2; ++r)
 #pragma unroll
-            for (int x = 0; x < 8; ++x) s[4 * i + 2 * r + e] = fmaf(q[r][x], k[x], s[4 * i + 2 * r + e]);
+            for (int x = 0; x < 4; ++x) s[4 * i + 2 * r + e] = fmaf(q[r][x], k[x], s[4 * i + 2 * r + e]);
         }
     }
   };

@@ -112,11 +112,11 @@ void unpack(uint32_t two, float& low, float& high) {
   low = to_float<Element>(two & 0xffff), high = to_float<Element>(two >> 16);
 }
 template <class Element>
-void load_eight(uint32_t address, float (&to)[8]) {
-  must(address % 16 == 0, "a 16-byte load");
-  uint32_t x[4];
-  std::memcpy(x, at(address), 16);
-  for (int i = 0; i < 4; ++i) unpack<Element>(x[i], to[2 * i], to[2 * i + 1]);
+void load_four(uint32_t address, float (&to)[4]) {
+  must(address % 8 == 0, "an 8-byte load");
+  uint32_t x[2];
+  std::memcpy(x, at(address), 8);
+  for (int i = 0; i < 2; ++i) unpack<Element>(x[i], to[2 * i], to[2 * i + 1]);
 }
 inline void store_matrix_x4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   const uint32_t x[4] = {a, b, c, d};
