@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import reference
+from machine import jax_64_bit
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 MEMORY = {  # how q, k, v lie in memory, and the libraries that can hold such arrays
@@ -205,7 +206,7 @@ def convert(x, library):
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == numpy_dtype("bfloat16") else torch.from_numpy(x)
     import jax
 
-    with jax.enable_x64(True):
+    with jax_64_bit():
         return jax.numpy.asarray(np.asarray(x, order="C"))
 
 

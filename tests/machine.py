@@ -7,6 +7,17 @@ SEED = int(os.environ.get("ATTILE_TEST_SEED", "20261121"))
 LIBRARIES = [name for name in ("numpy", "torch", "jax") if importlib.util.find_spec(name)]
 
 
+def jax_64_bit():
+    """The context in which JAX makes float64 and int64 arrays."""
+    import jax
+
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # before jax 0.8
+
+    return enable_x64()
+
+
 def kernel_rows():
     """The CPU's rows of attile's kernel table: dicts with name, isa, device, available."""
     import attile

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from machine import jax_64_bit
 from reference import flash_attention, merge_states, philox4x32_10, philox_keep_mask
 
 
@@ -58,7 +59,7 @@ def test_bias_and_mask_match_torch(shape):
 
 def jax_attention(q, k, v, **options):
     jax = pytest.importorskip("jax", reason="jax is not installed")
-    with jax.enable_x64(True):
+    with jax_64_bit():
         out, lse = jax.nn.dot_product_attention(*map(jax.numpy.asarray, (q, k, v)), return_residual=True, **options)
         return np.asarray(out), np.moveaxis(np.asarray(lse), 1, 2)
 
@@ -85,7 +86,7 @@ def test_padded_lengths_match_jax():
     jax = pytest.importorskip("jax", reason="jax is not installed")
     q, k, v = problem(head_dim_v=5)
     lengths = {"query_seq_lengths": np.array([5, 7], np.int32), "key_value_seq_lengths": np.array([9, 2], np.int32)}
-    with jax.enable_x64(True):
+    with jax_64_bit():
         theirs = np.array(jax.nn.dot_product_attention(*map(jax.numpy.asarray, (q, k, v)), **lengths))
     theirs[0, 5:] = 0
     ours = flash_attention(q, k, v, None, np.array([0, 5, 12]), np.array([0, 9, 11]))
