@@ -136,7 +136,7 @@ def unit_of_error(piece, dtype, accumulator, *, normalize_output, dropout_prob, 
         if normalize_output:
             scores_cost = weigh(survivors) @ np.abs(v) + np.abs(out) * row[..., None]
         else:  # an error of the maximum does not cancel
-            most = np.where(p == 0, 0, exponent).max(-1, initial=0) + np.abs(sinks).max(-1, initial=0)[:, None]
+            most = np.where(p == 0, 0, exponent).max(-1, initial=0) + np.where(np.isinf(sinks), 0, np.abs(sinks)).max(-1, initial=0)[:, None]
             scores_cost = weigh(survivors) @ np.abs(v) + (survivors @ np.abs(v)) * most[..., None]
         # exp(s - m) below this is lost; so is an output below the smallest number of its dtype
         lost = tiny(dtype) / np.where(denominator == 0, 1, denominator if normalize_output else 1)[..., None] / (1 - dropout_prob)
