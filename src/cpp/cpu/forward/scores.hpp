@@ -103,7 +103,7 @@ inline __attribute__((noinline)) void apply_positions(const QueryRow* rows, int6
       T* at = s + j * kPanel<T> + n * kLanes<T>;
       const Vec<T> position = broadcast<T>(static_cast<T>(j));
       const Vec<T> unseen = broadcast<T>(-kInfinity<T>);
-      store(at, (position >= first) & (position < last) ? load<Vec<T>>(at) : unseen);
+      store(at, ((position >= first) & (position < last)) ? load<Vec<T>>(at) : unseen);
     }
   }
 }
