@@ -86,10 +86,10 @@ def run_case(case, args, peaks):
     functions = {"attile": lambda: attile.flash_attention(**call, cfg=config, out=out)}
     check(call, functions["attile"]())
     for name, make in rivals.RIVALS.items():
-        function = make(call, args.threads) if name not in args.without else None
-        if function is not None:
-            check_rival(name, function(), out)
-            functions[name] = function
+        rival = make(call, args.threads) if name not in args.without else None
+        if rival is not None:
+            functions[name], to_numpy = rival
+            check_rival(name, to_numpy(functions[name]()), out)
     times = timing.interleaved(functions, args.repeats, args.clock)
     mine = times["attile"]
     peak = peaks.flops.get(plan["isa"])

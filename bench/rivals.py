@@ -1,5 +1,6 @@
-"""Others who compute the same, where they are installed. Each takes a call's NumPy arguments and gives a function without arguments that
-returns out as [B,Tq,Hq,Dv], or None where it cannot. Inputs are prepared outside of the timed function, in the layout that the rival likes best.
+"""Others who compute the same, where they are installed. Each takes a call's NumPy arguments and gives two functions, or None where it cannot:
+one without arguments that is timed and holds the rival's own call alone, and one that turns its result into out as [B,Tq,Hq,Dv] in NumPy.
+Inputs are prepared outside of the timed function, in the layout that the rival likes best.
 """
 
 import importlib.util
@@ -12,7 +13,6 @@ def torch_sdpa(call, threads):
     if importlib.util.find_spec("torch") is None:
         return None
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     known = {"query", "key", "value", "bias", "causal"}
     if set(call) - known or call["value"].shape[-1] != call["query"].shape[-1]:
@@ -20,16 +20,15 @@ def torch_sdpa(call, threads):
     if call.get("causal") and ("bias" in call or call["query"].shape[1] != call["key"].shape[1]):
         return None
     torch.set_num_threads(threads)
+    torch.backends.cuda.enable_math_sdp(False)  # the flags hold for the CPU too, and cost nothing in a call
     q, k, v = (to_torch(torch, np.moveaxis(call[name], 1, 2)) for name in ("query", "key", "value"))
     bias = to_torch(torch, call["bias"]) if "bias" in call else None
     grouped, causal = q.shape[1] != k.shape[1], bool(call.get("causal"))
 
     def run():
-        with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped)
-        return np.asarray(out.movedim(1, 2).float())
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped)
 
-    return run
+    return run, lambda out: np.asarray(out.movedim(1, 2).float())
 
 
 def to_torch(torch, x):
@@ -55,9 +54,9 @@ def numpy_plain(call, threads):
         np.exp(s, out=s)
         out = s @ v
         out /= s.sum(-1, keepdims=True)
-        return np.moveaxis(out, 1, 2)
+        return out
 
-    return run
+    return run, lambda out: np.moveaxis(out, 1, 2)
 
 
 RIVALS = {"torch": torch_sdpa, "numpy": numpy_plain}
