@@ -352,7 +352,7 @@ void run(const Kernel& kernel, Case& c, int threads) {
   const Plan plan = kernel.plan(c.p, c.config, threads);
   const size_t guard = 64;
   std::vector<unsigned char> workspace(plan.workspace_bytes + guard, 0xFF);
-  kernel.run(c.p, plan, workspace.data(), nullptr);
+  kernel.run(c.p, plan, workspace.data(), {});
   for (size_t i = 0; i < guard; ++i)
     if (workspace[plan.workspace_bytes + i] != 0xFF && ++failures <= 20)
       std::printf("%s, %s: wrote past the workspace\n", kernel.name, c.text.c_str());

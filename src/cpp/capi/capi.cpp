@@ -127,10 +127,10 @@ attile_status attile_op_bind(attile_op* op, const attile_tensor* const* outputs,
 
 size_t attile_op_workspace_bytes(const attile_op* op) { return op->workspace_bytes(); }
 
-attile_status attile_op_run(attile_op* op, void* workspace, void*, const attile_executor* executor) {
+attile_status attile_op_run(attile_op* op, void* workspace, void* stream, const attile_executor* executor) {
   return guarded([&] {
     if (!op->bound) throw Error(ATTILE_RUNTIME_ERROR, std::string(op->function) + ": run before bind");
-    op->run(workspace ? workspace : thread_scratch(op->workspace_bytes()), executor);
+    op->run(workspace ? workspace : thread_scratch(op->workspace_bytes()), {executor, stream, op->outputs[0].device_id});
   });
 }
 

@@ -46,7 +46,7 @@ struct FlashAttentionOp final : attile_op {
 
   size_t workspace_bytes() const override { return plan.workspace_bytes; }
 
-  void run(void* workspace, const attile_executor* executor) override { plan.kernel->run(problem, plan, workspace, executor); }
+  void run(void* workspace, const Execution& execution) override { plan.kernel->run(problem, plan, workspace, execution); }
 
   std::string explain() const override {
     Json json;

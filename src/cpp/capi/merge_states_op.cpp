@@ -30,7 +30,7 @@ struct MergeStatesOp final : attile_op {
     lse = lse_view_of(*given[1]);
   }
 
-  void run(void*, const attile_executor*) override {
+  void run(void*, const Execution&) override {
     merge_states(problem.out_a, problem.lse_a, problem.out_b, problem.lse_b, out, lse);
   }
 

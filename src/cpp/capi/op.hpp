@@ -4,6 +4,7 @@
 #include <string>
 
 #include "attile/attile.h"
+#include "core/kernel_table.hpp"
 #include "core/view.hpp"
 
 struct attile_op {
@@ -13,7 +14,7 @@ struct attile_op {
   attile_op& operator=(const attile_op&) = delete;
 
   virtual void bind_outputs(const attile_tensor* const* given, int32_t count) = 0;  // shapes and dtypes are checked already
-  virtual void run(void* workspace, const attile_executor* executor) = 0;
+  virtual void run(void* workspace, const attile::Execution& execution) = 0;
   virtual std::string explain() const = 0;
   virtual size_t workspace_bytes() const { return 0; }
 

@@ -25,7 +25,7 @@ std::string missing_options(uint64_t options) {
 
 std::string objection(const Kernel& kernel, const AttentionProblem& problem, const Config& config, std::string_view forced) {
   if (!forced.empty() && !is_called(kernel, forced)) return "another kernel is forced (" + std::string(forced) + ")";
-  if (!kernel.available()) return "this CPU lacks " + std::string(kernel.isa);
+  if (!kernel.available()) return (problem.on_cuda() ? "no GPU here has " : "this CPU lacks ") + std::string(kernel.isa);
   if (const uint64_t missing = problem.options & ~kernel.honours) return "does not take " + missing_options(missing);
   return kernel.why_not(problem, config);
 }

@@ -19,6 +19,13 @@ struct Config {
   std::string_view kernel;
 };
 
+// Where a call runs: CPU kernels on the executor (null: the library's pool), CUDA kernels on the stream of the device.
+struct Execution {
+  const attile_executor* executor = nullptr;
+  void* stream = nullptr;  // a cudaStream_t; null: the legacy default stream
+  int device = 0;
+};
+
 struct Kernel;
 
 // Immutable once made; holds no pointer of the problem.
@@ -33,15 +40,16 @@ struct Plan {
 
 struct Kernel {
   const char* name;  // e.g. "forward_avx512"
-  const char* isa;   // e.g. "avx512"; ATTILE_KERNEL takes either
+  const char* isa;   // e.g. "avx512", "sm80"; ATTILE_KERNEL takes either
   uint64_t honours;  // set of Option
-  bool (*available)();                               // this CPU runs it
+  bool (*available)();  // this CPU runs it; a CUDA kernel: one of the GPUs does, and why_not judges the problem's own
   std::string (*why_not)(const AttentionProblem&, const Config&);  // "" when it takes the problem
   Plan (*plan)(const AttentionProblem&, const Config&, int threads);
-  void (*run)(const AttentionProblem&, const Plan&, void* workspace, const attile_executor*);
+  // On CUDA: only queues work on the stream. Index arrays lie on the device (IndexView::on_device).
+  void (*run)(const AttentionProblem&, const Plan&, void* workspace, const Execution&);
 };
 
-// Fastest first; defined in cpu/kernels.cpp.
+// Fastest first; defined in cpu/kernels.cpp. Those of CUDA are in the table of src/cuda/entry.hpp.
 std::span<const Kernel> cpu_forward_kernels();
 
 struct Refusal {

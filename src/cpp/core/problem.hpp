@@ -31,24 +31,30 @@ enum Option : uint64_t {
   kLse = 1 << 12,
   kReducedPrecision = 1 << 13,
   kFloat8Scales = 1 << 14,
-  kOptionCount = 15
+  kKvLens = 1 << 15,
+  kPages = 1 << 16,
+  kOptionCount = 17
 };
 
 inline constexpr const char* kOptionNames[kOptionCount] = {
     "bias",         "attention_mask",   "segment_ids",  "softmax_aux",   "causal",        "sliding_window", "logits_soft_cap", "dropout",
-    "normalize_output=False", "logits_dtype", "cum_seqlens_q", "cum_seqlens_k", "lse", "precision", "float8 scales"};
+    "normalize_output=False", "logits_dtype", "cum_seqlens_q", "cum_seqlens_k", "lse", "precision", "float8 scales",
+    "cache_seqlens", "page_table"};
 
 enum class Alignment : uint8_t { top_left, bottom_right };
 
 struct AttentionProblem {
   const char* function = "flash_attention";  // in messages
   DType dtype = DType::none;                 // of q, k, v, out
+  int32_t device_type = 1, device_id = 0;    // DLPack's: where all arrays are
   uint64_t options = 0;
 
   View q, k, v;            // [B, T, H, D]; B = 1 where packed
   View out;                // [B, Tq, Hq, Dv], bound later
   View lse;                // [B, Hq, Tq, 1], bound later; absent when not wanted
   Sequences q_seqs, k_seqs;
+  View page_table;         // kPages: [1, 1, B, max_pages]; k and v are [pages, page_size, H, D], key j of sequence b lies in page
+                           // page_table[b, j / page_size]; entries past the length are never read
 
   int64_t batch = 0, heads_q = 0, heads_k = 0, head_dim = 0, head_dim_v = 0;
   int64_t group = 1;  // heads_q / heads_k
@@ -69,8 +75,10 @@ struct AttentionProblem {
   int64_t window_left = Mask::kUnlimited, window_right = Mask::kUnlimited;  // kWindow
 
   bool has(Option option) const { return (options & option) != 0; }
+  bool on_cuda() const { return device_type == 2; }
+  int64_t page_size() const { return k.shape[1]; }  // kPages
 
-  // The band of sequence b.
+  // The band of sequence b; on the host, so not for index arrays on a device.
   Mask mask(int64_t b) const {
     Mask m;
     m.seqlen_k = k_seqs.length(b);

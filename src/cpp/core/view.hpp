@@ -25,12 +25,13 @@ struct View {
   }
 };
 
-// cu_seqlens, ids, lengths: int32 or int64 in host memory.
+// cu_seqlens, lengths: int32 or int64, in host memory or, beside CUDA data, in that of the device.
 struct IndexView {
   const char* data = nullptr;
   DType dtype = DType::none;
   int64_t size = 0;
   int64_t stride = 1;
+  bool on_device = false;  // then the host knows shapes only, and [] is not for it
 
   explicit operator bool() const { return dtype != DType::none; }
   int64_t operator[](int64_t i) const {

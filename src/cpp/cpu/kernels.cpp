@@ -22,7 +22,7 @@ namespace {
 
 // Everything but float8. A reduced precision is honoured by being more precise.
 constexpr uint64_t kHonours = kBias | kAttentionMask | kSegmentIds | kSinks | kCausal | kWindow | kSoftcap | kDropout | kUnnormalized |
-                              kLogitsDtype | kVarlenQ | kVarlenK | kLse | kReducedPrecision;
+                              kLogitsDtype | kVarlenQ | kVarlenK | kLse | kReducedPrecision | kKvLens | kPages;
 
 bool always() { return true; }
 
@@ -58,8 +58,8 @@ constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
             plan.kernel = &kTable[kRow];
             return plan;
           },
-          [](const AttentionProblem& problem, const Plan& plan, void* workspace, const attile_executor* executor) {
-            run_forward(kIsa(problem), problem, plan, workspace, executor);
+          [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
+            run_forward(kIsa(problem), problem, plan, workspace, execution.executor);
           }};
 }
 
