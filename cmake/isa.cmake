@@ -8,6 +8,12 @@ set(attile_isa_flags_avx512
 set(attile_isa_flags_avx512bf16 ${attile_isa_flags_avx512} -mavx512bf16)
 set(attile_isa_flags_amx ${attile_isa_flags_avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
 
+# Tests of AMX kernels on machines without AMX: cpu/amx/tiles.hpp computes what the instructions would, some 30 times slower.
+option(ATTILE_AMX_EMULATION "Emulate AMX where AVX-512 has bfloat16 (tests only)" OFF)
+if(ATTILE_AMX_EMULATION)
+  target_compile_definitions(attile_flags INTERFACE ATTILE_AMX_EMULATED=1)
+endif()
+
 function(attile_isa_levels sources_variable isa_sources_variable)
   set(sources ${${sources_variable}})
   set(isa_sources)

@@ -18,6 +18,12 @@ struct Features {
   bool avx2 = false, avx512 = false, avx512_bf16 = false, fast_bf16_dots = false, amx_bf16 = false;
 };
 
+#if ATTILE_AMX_EMULATED
+constexpr bool kEmulatedTiles = true;
+#else
+constexpr bool kEmulatedTiles = false;
+#endif
+
 #if defined(__x86_64__)
 
 struct Registers {
@@ -71,7 +77,7 @@ Features detect() {
   const bool amd = vendor.b == 0x68747541 && vendor.d == 0x69746E65 && vendor.c == 0x444D4163;  // "AuthenticAMD"
   f.fast_bf16_dots = f.avx512_bf16 && amd;
   // leaf 7 edx: AMX-BF16 22, AMX-TILE 24
-  f.amx_bf16 = f.avx512_bf16 && saves(kTiles) && all(seven.d, {22, 24}) && tiles_granted();
+  f.amx_bf16 = f.avx512_bf16 && (kEmulatedTiles || (saves(kTiles) && all(seven.d, {22, 24}) && tiles_granted()));
   return f;
 }
 

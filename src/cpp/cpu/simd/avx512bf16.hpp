@@ -2,12 +2,14 @@
 // a multiply-add on AMD, half of them on Intel.
 #pragma once
 
+#ifndef ATTILE_ISA
 #define ATTILE_ISA avx512bf16
 #define ATTILE_ISA_BF16_PAIRS true
+#endif
 
 #include "cpu/simd/avx512.hpp"
 
-namespace attile::avx512bf16 {
+namespace attile::ATTILE_ISA {
 
 inline Vec<float> dot_pairs(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 
@@ -19,4 +21,4 @@ inline Vec<float> make_pairs(Vec<float> low, Vec<float> high) {
   return (Vec<float>)_mm512_permutexvar_epi16(order, rounded);
 }
 
-}  // namespace attile::avx512bf16
+}  // namespace attile::ATTILE_ISA
