@@ -167,9 +167,17 @@ struct Run {
     u.head_dim = p.head_dim;
     u.head_dim_v = p.head_dim_v;
     u.dtype = p.dtype;
-    u.k = p.k.at(k_batch, k_first, hk);
-    u.v = p.v.at(k_batch, k_first, hk);
     const auto bytes = [](DType t) { return static_cast<int64_t>(size_of(t)); };
+    if (p.page_table) {
+      u.k = p.k.at(0, 0, hk);
+      u.v = p.v.at(0, 0, hk);
+      const View& table = p.page_table;
+      u.pages = {table.at(0, 0, b), table.dtype, table.stride[3] * bytes(table.dtype), p.page_size(), p.k.stride[0] * bytes(p.dtype),
+                 p.v.stride[0] * bytes(p.dtype)};
+    } else {
+      u.k = p.k.at(k_batch, k_first, hk);
+      u.v = p.v.at(k_batch, k_first, hk);
+    }
     u.k_stride = p.k.stride[1] * bytes(p.dtype);
     u.v_stride = p.v.stride[1] * bytes(p.dtype);
     const Range keys = p.mask(b).keys(item.first / p.group, (item.first + item.count - 1) / p.group + 1);

@@ -49,19 +49,40 @@ inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64
   values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, (count + kPairSize - 1) / kPairSize, alpha, state.out);
 }
 
+// The number of the page that holds key j, times page_bytes, and the key's place in it.
+inline int64_t paged_offset(const PageRow& pages, int64_t j, int64_t page_bytes, int64_t stride) {
+  const int64_t page = j / pages.page_size;
+  const char* entry = pages.entries + page * pages.stride;
+  const int64_t number = pages.dtype == DType::i64 ? load<int64_t>(entry) : int64_t{load<int32_t>(entry)};
+  return number * page_bytes + (j - page * pages.page_size) * stride;
+}
+
+// Calls f with two functions: the addresses of K's and V's row of key `begin + j`.
+template <class F>
+inline void with_rows(const Unit& u, int64_t begin, F f) {
+  if (u.pages.entries) {
+    f([&u, begin](int64_t j) { return u.k + paged_offset(u.pages, begin + j, u.pages.k_page, u.k_stride); },
+      [&u, begin](int64_t j) { return u.v + paged_offset(u.pages, begin + j, u.pages.v_page, u.v_stride); });
+  } else {
+    f([k = u.k + begin * u.k_stride, stride = u.k_stride](int64_t j) { return k + j * stride; },
+      [v = u.v + begin * u.v_stride, stride = u.v_stride](int64_t j) { return v + j * stride; });
+  }
+}
+
 template <class T>
 inline void pack_tile(const Unit& u, int64_t begin, int64_t end) {
   const int64_t keys = end - begin;
   // A panel may begin at any key of the tile and computes a multiple of kBlockStep: hence the zeros behind the last key.
   const int64_t padded = keys + kBlockStep - 1;
   T *k = static_cast<T*>(u.scratch.k), *v = static_cast<T*>(u.scratch.v);
-  const char* values = u.v + begin * u.v_stride;
-  pack_keys<T>(u.k + begin * u.k_stride, u.k_stride, packed_dtype(u), keys, padded, packed_dim(u), u.k_rows, k);
-  if constexpr (kBf16Pairs) {
-    pack_value_pairs(values, u.v_stride, keys, u.head_dim_v, u.v_row, v);
-  } else {
-    pack_values<T>(values, u.v_stride, u.dtype, keys, u.head_dim_v, u.v_row, v);
-  }
+  with_rows(u, begin, [&](auto k_row, auto v_row) {
+    pack_keys<T>(k_row, packed_dtype(u), keys, padded, packed_dim(u), u.k_rows, k);
+    if constexpr (kBf16Pairs) {
+      pack_value_pairs(v_row, keys, u.head_dim_v, u.v_row, v);
+    } else {
+      pack_values<T>(v_row, u.dtype, keys, u.head_dim_v, u.v_row, v);
+    }
+  });
   if (u.key_ids == nullptr) return;
   for (int64_t j = 0; j < keys; ++j) {
     const char* from = u.key_ids + (begin + j) * u.key_ids_stride;

@@ -111,15 +111,15 @@ inline void pack_queries(const QueryRow* rows, DType dtype, int64_t head_dim, T*
   });
 }
 
-// `keys` rows, and zeros up to `padded` of them.
-template <class T>
-inline void pack_keys(const char* k, int64_t stride, DType dtype, int64_t keys, int64_t padded, int64_t head_dim, int64_t k_rows, T* to) {
+// `keys` rows, the j-th at row_at(j), and zeros up to `padded` of them.
+template <class T, class RowAt>
+inline void pack_keys(RowAt row_at, DType dtype, int64_t keys, int64_t padded, int64_t head_dim, int64_t k_rows, T* to) {
   constexpr int W = kLanes<T>;
   with_input_format<T>(dtype, [&](auto format) {
     using Format = decltype(format);
     constexpr int64_t kSize = sizeof(typename Format::Storage);
     for (int64_t j = 0; j < padded; ++j) {
-      const char* from = k + j * stride;
+      const char* from = j < keys ? row_at(j) : nullptr;
       T* row = to + j * kChunk;
       for (int64_t d = 0; d < head_dim; d += W) {
         Vec<T> x = {};
@@ -131,15 +131,15 @@ inline void pack_keys(const char* k, int64_t stride, DType dtype, int64_t keys, 
 }
 
 // `keys` rows, columns padded with zeros to a multiple of kChunk.
-template <class T>
-inline void pack_values(const char* v, int64_t stride, DType dtype, int64_t keys, int64_t head_dim_v, int64_t v_row, T* to) {
+template <class T, class RowAt>
+inline void pack_values(RowAt row_at, DType dtype, int64_t keys, int64_t head_dim_v, int64_t v_row, T* to) {
   constexpr int W = kLanes<T>;
   with_input_format<T>(dtype, [&](auto format) {
     using Format = decltype(format);
     constexpr int64_t kSize = sizeof(typename Format::Storage);
     const int64_t padded = (head_dim_v + kChunk - 1) / kChunk * kChunk;
     for (int64_t j = 0; j < keys; ++j) {
-      const char* from = v + j * stride;
+      const char* from = row_at(j);
       T* row = to + j * v_row;
       for (int64_t d = 0; d < padded; d += W) {
         Vec<T> x = {};
@@ -155,14 +155,15 @@ inline void pack_values(const char* v, int64_t stride, DType dtype, int64_t keys
 }
 
 // bfloat16 pairs of keys 2 j and 2 j + 1: [pair][v_row]. The partner of a last odd key is zero.
-inline void pack_value_pairs(const char* v, int64_t stride, int64_t keys, int64_t head_dim_v, int64_t v_row, float* to) {
+template <class RowAt>
+inline void pack_value_pairs(RowAt row_at, int64_t keys, int64_t head_dim_v, int64_t v_row, float* to) {
   constexpr int W = kLanes<float>;
   using Half = VecN<uint16_t, W>;
   using Word = VecN<uint32_t, W>;
   const int64_t padded = (head_dim_v + kChunk - 1) / kChunk * kChunk;
   const auto take = [&](int64_t j, int64_t d) {
     if (j >= keys || d >= head_dim_v) return Word{};
-    const char* from = v + j * stride + d * 2;
+    const char* from = row_at(j) + d * 2;
     if (d + W <= head_dim_v) return __builtin_convertvector(load<Half>(from), Word);
     uint16_t staged[W];
     stage<float, uint16_t>(from, 2, head_dim_v - d, staged);

@@ -29,6 +29,15 @@ struct QueryRow {
   uint32_t philox_query, philox_head, philox_word;
 };
 
+// A sequence's row of a page table: key j lies in page entries[j / page_size].
+struct PageRow {
+  const char* entries;  // null: the keys lie at one stride
+  DType dtype;          // i32 or i64
+  int64_t stride;       // bytes between entries
+  int64_t page_size;
+  int64_t k_page, v_page;  // bytes between pages
+};
+
 // Softmax state of a block, in the accumulator's type: max [rows] (times log2 e), sum [rows], out [panel][head_dim_v][row].
 struct BlockState {
   void* max;
@@ -50,9 +59,10 @@ struct Unit {
   int64_t head_dim, head_dim_v;
   DType dtype;
 
-  const char* k;  // key 0 of the sequence
+  const char* k;  // key 0 of the sequence; of page 0 where there are pages
   const char* v;
   int64_t k_stride, v_stride;  // bytes between keys
+  PageRow pages;
   int64_t key_begin, key_end;  // this unit's part of the keys
   int64_t block_k;
   int64_t k_rows;  // rows of a chunk of the K tile: block_k + block_step
