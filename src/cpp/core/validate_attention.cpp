@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "core/tensor_checks.hpp"
+#include "core/option_checks.hpp"
 #include "core/validate.hpp"
 
 namespace attile {
@@ -78,20 +78,13 @@ struct Validator {
     problem.group = problem.heads_k ? problem.heads_q / problem.heads_k : 1;
   }
 
-  IndexView index_array(const char* name, const attile_tensor& t) {
-    check_rank(f, name, t, {1});
-    const DType id = dtype_of(t.dtype);
-    if (id == DType::none || !is_index(id)) type_error(f, std::string(name) + " must hold indices", "int32 or int64", name_of(t.dtype));
-    return {static_cast<const char*>(t.data), id, t.shape[0], t.strides[0]};
-  }
-
   Sequences sequences(const char* cu_name, const attile_tensor* cu, const char* name, const attile_tensor& x) {
     Sequences s;
     s.rows = x.shape[rank - 3];
     s.batch = rank == 4 ? x.shape[0] : 1;
     s.longest = s.rows;
     if (!cu) return s;
-    s.cu = index_array(cu_name, *cu);
+    s.cu = index_view(f, cu_name, *cu);
     s.packed = packed;
     if (s.cu.size < 1) value_error(f, std::string(cu_name) + " must have at least one entry", "length batch + 1", s.cu.size);
     if (packed) s.batch = s.cu.size - 1;
@@ -179,20 +172,7 @@ struct Validator {
 
   void sinks() {
     if (!present(p.softmax_aux)) return;
-    const attile_tensor& t = *p.softmax_aux;
-    const char* name = "softmax_aux";
-    floating_dtype(f, name, t, "float64, float32, float16 or bfloat16", false);
-    check_rank(f, name, t, {1, 2});
-    check_contiguous(f, name, t, true);
-    const std::string h = std::to_string(problem.heads_q);
-    if (t.rank == 1 && t.shape[0] == problem.heads_q && problem.heads_q > 1)
-      value_error(f, "softmax_aux.shape is ambiguous", "[" + h + ", 1] (one sink a head) or [1, " + h + "] (one list for all heads)", t);
-    View v = view_of(t);
-    if (v.shape[2] == 1) v.stride[2] = 0;
-    else if (v.shape[2] != problem.heads_q)
-      value_error(f, "softmax_aux.shape[0] must be 1 or the number of query heads", "1 or " + h, v.shape[2]);
-    v.shape[2] = problem.heads_q;
-    problem.sinks = v;
+    problem.sinks = sinks_view(f, *p.softmax_aux, problem.heads_q);
     problem.options |= kSinks;
   }
 
@@ -203,12 +183,9 @@ struct Validator {
         value_error(f, std::string(name) + " belongs to float8_e4m3 inputs", "none", "a scale with " + std::string(info(problem.dtype).name) + " inputs");
       problem.options |= kFloat8Scales;
     }
-    problem.softmax_scale = p.has_softmax_scale ? p.softmax_scale : 1 / std::sqrt(static_cast<double>(problem.head_dim));
-    if (!std::isfinite(problem.softmax_scale)) value_error(f, "softmax_scale must be finite", "a finite number", problem.softmax_scale);
+    problem.softmax_scale = checked_scale(f, p.has_softmax_scale ? p.softmax_scale : 1 / std::sqrt(static_cast<double>(problem.head_dim)));
     if (p.has_logits_soft_cap) {
-      if (!std::isfinite(p.logits_soft_cap) || p.logits_soft_cap <= 0)
-        value_error(f, "logits_soft_cap must be positive and finite", "a positive number", p.logits_soft_cap);
-      problem.softcap = p.logits_soft_cap;
+      problem.softcap = checked_cap(f, p.logits_soft_cap);
       problem.options |= kSoftcap;
     }
   }
@@ -218,12 +195,8 @@ struct Validator {
     problem.alignment = p.causal_alignment == ATTILE_BOTTOM_RIGHT ? Alignment::bottom_right : Alignment::top_left;
     if (problem.causal) problem.options |= kCausal;
     if (!p.has_sliding_window) return;
-    auto side = [&](const char* which, int64_t w) {
-      if (w < -1) value_error(f, std::string("sliding_window's ") + which + " must not be negative", "0 or more, or -1 or None (unlimited)", w);
-      return w == -1 ? Mask::kUnlimited : std::min(w, Mask::kUnlimited);
-    };
-    problem.window_left = side("left", p.window_left);
-    problem.window_right = side("right", p.window_right);
+    problem.window_left = window_side(f, "left", p.window_left);
+    problem.window_right = window_side(f, "right", p.window_right);
     if (problem.window_left < Mask::kUnlimited || problem.window_right < Mask::kUnlimited) problem.options |= kWindow;
   }
 
