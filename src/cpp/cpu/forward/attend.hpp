@@ -12,6 +12,7 @@
 #include "cpu/forward/product.hpp"
 #include "cpu/forward/scores.hpp"
 #include "cpu/forward/softmax.hpp"
+#include "cpu/forward/state.hpp"
 
 namespace attile::ATTILE_ISA {
 
@@ -96,59 +97,6 @@ inline void pack_tile(const Unit& u, int64_t begin, int64_t end) {
   }
 }
 
-// Rows start from their sinks, which are already seen and carry no value.
-template <class T>
-inline void begin_state(const Unit& u, int64_t padded_rows) {
-  const int64_t panels = (padded_rows + kPanel<T> - 1) / kPanel<T>, columns = round_up(u.head_dim_v, kChunk);
-  T* out = static_cast<T*>(u.state.out);
-  for (int64_t i = 0; i < panels * columns * kPanel<T>; i += kLanes<T>) store(out + i, Vec<T>{});
-  for (int64_t r = 0; r < padded_rows; ++r) {
-    static_cast<T*>(u.state.max)[r] = static_cast<T>(u.rows[r].sink_max);
-    static_cast<T*>(u.state.sum)[r] = static_cast<T>(u.rows[r].sink_sum);
-  }
-}
-
-// out = O / sum (0 where nothing was seen), lse = ln(2) max + ln(sum).
-template <class T>
-inline void write_rows(const Unit& u, const BlockState& state) {
-  constexpr int W = kLanes<T>;
-  for (int64_t first = 0; first < u.count; first += W) {
-    const PanelState<T> from = panel_state<T>(u, state, first / kPanel<T>);
-    const int64_t lane = first % kPanel<T>, here = u.count - first < W ? u.count - first : W;
-    const QueryRow* rows = u.rows + first;
-    const Vec<T> sum = load<Vec<T>>(from.sum + lane), one = broadcast<T>(1);
-    const Vec<T> divisor = u.normalize ? (sum == Vec<T>{} ? one : sum) : one;
-    with_input_format<T>(u.dtype, [&](auto format) {
-      using Format = decltype(format);
-      constexpr int64_t kSize = sizeof(typename Format::Storage);
-      for (int64_t d = 0; d < u.head_dim_v; d += W) {
-        const int64_t columns = u.head_dim_v - d < W ? u.head_dim_v - d : W;
-        Vec<T> x[W];
-#pragma GCC unroll 16
-        for (int e = 0; e < W; ++e) {
-          x[e] = e < columns ? load<Vec<T>>(from.out + (d + e) * kPanel<T> + lane) / divisor : Vec<T>{};
-        }
-        transpose<T>(x);
-        alignas(64) typename Format::Storage staged[W];
-        for (int64_t l = 0; l < here; ++l) {
-          char* to = rows[l].out + d * kSize;
-          if (columns == W) {
-            store_as<T, Format>(to, x[l]);
-          } else {
-            store_as<T, Format>(staged, x[l]);
-            __builtin_memcpy(to, staged, columns * kSize);
-          }
-        }
-      }
-    });
-    for (int64_t l = 0; l < here; ++l) {
-      if (rows[l].lse == nullptr) continue;
-      const double max = static_cast<double>(from.max[lane + l]), total = static_cast<double>(from.sum[lane + l]);
-      store(rows[l].lse, static_cast<T>(max * kLn2<double> + __builtin_log(total)));
-    }
-  }
-}
-
 template <class T>
 void attend(const Unit& u, bool finish) {
   const int64_t padded_rows = round_up(u.count, kLanes<T>), panels = round_up(padded_rows, kPanel<T>) / kPanel<T>;
@@ -169,29 +117,6 @@ void attend(const Unit& u, bool finish) {
     }
   }
   if (finish) write_rows<T>(u, u.state);
-}
-
-// Joins parts into the first, in their order.
-template <class T>
-void join(const Unit& u, const BlockState* parts, int64_t count) {
-  constexpr int W = kLanes<T>;
-  for (int64_t r = 0; r < u.count; r += W) {
-    const int64_t panel = r / kPanel<T>, lane = r % kPanel<T>;
-    const PanelState<T> a = panel_state<T>(u, parts[0], panel);
-    for (int64_t i = 1; i < count; ++i) {
-      const PanelState<T> b = panel_state<T>(u, parts[i], panel);
-      const Vec<T> max_a = load<Vec<T>>(a.max + lane), max_b = load<Vec<T>>(b.max + lane), top = max(max_a, max_b);
-      const Vec<T> base = top == -kInfinity<T> ? Vec<T>{} : top;
-      const Vec<T> weight_a = exp2<T>(max_a - base), weight_b = exp2<T>(max_b - base);
-      store(a.max + lane, top);
-      store(a.sum + lane, load<Vec<T>>(a.sum + lane) * weight_a + load<Vec<T>>(b.sum + lane) * weight_b);
-      for (int64_t d = 0; d < u.head_dim_v; ++d) {
-        T* to = a.out + d * kPanel<T> + lane;
-        store(to, load<Vec<T>>(to) * weight_a + load<Vec<T>>(b.out + d * kPanel<T> + lane) * weight_b);
-      }
-    }
-  }
-  write_rows<T>(u, parts[0]);
 }
 
 extern const ForwardIsa kForward;
