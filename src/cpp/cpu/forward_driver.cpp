@@ -108,6 +108,7 @@ struct Run {
   char* base;
   const ForwardItem* items;
   int64_t item_count, attending;
+  const UnitHooks* hooks;
 
   int accumulator() const { return p.dtype == DType::f64 ? 1 : 0; }
   BlockState state_at(char* at) const { return {at + layout.max, at + layout.sum, at + layout.out}; }
@@ -213,10 +214,29 @@ struct Run {
   void clear(const ForwardItem& item) const {
     for (int64_t t = item.first; t < item.first + item.count; ++t) {
       for (int64_t h = 0; h < p.heads_q; ++h) {
-        std::memset(p.out.at(item.sequence, t, h), 0, p.head_dim_v * size_of(p.dtype));
+        std::memset(p.out.at(item.sequence, t, h), 0, p.out.shape[3] * size_of(p.dtype));
         if (p.lse) write_floating(p.lse.dtype, p.lse.at(item.sequence, h, t), -std::numeric_limits<double>::infinity());
       }
     }
+  }
+
+  // Unit `index` of item and key head, with what the hooks add to it.
+  UnitCall hooked(UnitStage stage, Unit& u, int64_t index, int worker) const {
+    char* own = base + layout.workers + worker * layout.worker_bytes;
+    const int64_t place = plan.num_splits > 1 ? index : worker;
+    return {stage,
+            u,
+            reinterpret_cast<QueryRow*>(own + layout.queries),
+            items[index / p.heads_k],
+            index % p.heads_k,
+            base + layout.hook_units + place * hooks->unit_bytes(plan),
+            base + layout.hook_workers + worker * hooks->worker_bytes(plan)};
+  }
+
+  void prepare(int64_t index, int worker) const {
+    const FlushDenormals mode;
+    Unit u = make_unit(items[index / p.heads_k], index % p.heads_k, 0, worker);
+    hooks->begin(hooked(UnitStage::prepare, u, index, worker));
   }
 
   // Index: item by item, for the attending ones key head by key head and split by split.
@@ -226,18 +246,29 @@ struct Run {
     if (index >= attending * per_item) return clear(items[attending + index - attending * per_item]);
     const int64_t item = index / per_item, hk = index / plan.num_splits % p.heads_k, split = index % plan.num_splits;
     Unit u = make_unit(items[item], hk, split, worker);
-    if (plan.num_splits > 1) u.state = part(item * p.heads_k + hk, split);
-    isa.attend[accumulator()](u, plan.num_splits == 1);
+    const bool whole = plan.num_splits == 1;
+    const int64_t unit = item * p.heads_k + hk;
+    if (!whole) u.state = part(unit, split);
+    if (hooks) hooks->begin(hooked(whole ? UnitStage::whole : UnitStage::part, u, unit, worker));
+    isa.attend[accumulator()](u, whole);
+    if (hooks && whole) hooks->end(hooked(UnitStage::whole, u, unit, worker));
   }
 
   void join(int64_t index, int worker) const {
     const FlushDenormals mode;
-    const Unit u = make_unit(items[index / p.heads_k], index % p.heads_k, 0, worker);
+    Unit u = make_unit(items[index / p.heads_k], index % p.heads_k, 0, worker);
     BlockState parts[kMaxSplits];
     for (int64_t s = 0; s < plan.num_splits; ++s) parts[s] = part(index, s);
+    if (hooks) hooks->begin(hooked(UnitStage::join, u, index, worker));
     isa.join[accumulator()](u, parts, plan.num_splits);
+    if (hooks) hooks->end(hooked(UnitStage::join, u, index, worker));
   }
 };
+
+ForwardLayout layout_of(const ForwardIsa& isa, const AttentionProblem& p, const Plan& plan, int64_t items, int64_t parts,
+                        const UnitHooks* hooks) {
+  return {isa, p, plan.block_q, plan.block_k, items, parts, plan.workers, hooks ? hooks->unit_bytes(plan) : 0, hooks ? hooks->worker_bytes(plan) : 0};
+}
 
 }  // namespace
 
@@ -255,7 +286,7 @@ std::string forward_why_not(const AttentionProblem& problem, const Config& confi
   return "";
 }
 
-Plan plan_forward(const ForwardIsa& isa, const AttentionProblem& p, const Config& config, int threads) {
+Plan plan_forward(const ForwardIsa& isa, const AttentionProblem& p, const Config& config, int threads, const UnitHooks* hooks) {
   const int64_t element = p.dtype == DType::f64 ? 8 : 4, lanes = isa.vector_bytes / element;
   Plan plan;
 
@@ -273,15 +304,16 @@ Plan plan_forward(const ForwardIsa& isa, const AttentionProblem& p, const Config
   const int64_t units = n.attending * p.heads_k * plan.num_splits + (n.items - n.attending);
   plan.workers = n.work < kSerialWork ? 1 : static_cast<int>(std::clamp<int64_t>(units, 1, std::max(1, threads)));
   const int64_t parts = plan.num_splits > 1 ? n.attending * p.heads_k * plan.num_splits : 0;
-  plan.workspace_bytes = ForwardLayout(isa, p, plan.block_q, plan.block_k, n.items, parts, plan.workers).total;
+  plan.workspace_bytes = layout_of(isa, p, plan, n.items, parts, hooks).total;
   return plan;
 }
 
-void run_forward(const ForwardIsa& isa, const AttentionProblem& p, const Plan& plan, void* workspace, const attile_executor* executor) {
+void run_forward(const ForwardIsa& isa, const AttentionProblem& p, const Plan& plan, void* workspace, const attile_executor* executor,
+                 const UnitHooks* hooks) {
   const Count n = count_items(p, plan.block_q);
   if (n.items == 0) return;
   const int64_t parts = plan.num_splits > 1 ? n.attending * p.heads_k * plan.num_splits : 0;
-  const ForwardLayout layout(isa, p, plan.block_q, plan.block_k, n.items, parts, plan.workers);
+  const ForwardLayout layout = layout_of(isa, p, plan, n.items, parts, hooks);
   char* base = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
 
   // Longest first; what is to be cleared comes last.
@@ -293,8 +325,10 @@ void run_forward(const ForwardIsa& isa, const AttentionProblem& p, const Plan& p
     return a.sequence != b.sequence ? a.sequence < b.sequence : a.first < b.first;
   });
 
-  const Run run{isa, p, plan, layout, base, items, n.items, n.attending};
+  const Run run{isa, p, plan, layout, base, items, n.items, n.attending, hooks};
   const int64_t units = n.attending * p.heads_k * plan.num_splits + (n.items - n.attending);
+  if (hooks && plan.num_splits > 1)
+    parallel_for(executor, n.attending * p.heads_k, plan.workers, [&](int64_t index, int worker) { run.prepare(index, worker); });
   parallel_for(executor, units, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
   if (plan.num_splits > 1)
     parallel_for(executor, n.attending * p.heads_k, plan.workers, [&](int64_t index, int worker) { run.join(index, worker); });

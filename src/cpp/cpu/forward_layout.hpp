@@ -22,10 +22,10 @@ struct ForwardLayout {
   size_t element;
   size_t max, sum, out, state_bytes;  // of a BlockState, from its start
   size_t queries, q, k, v, scores, ids, state, worker_bytes;
-  size_t items, parts, workers, total;
+  size_t items, parts, workers, hook_units, hook_workers, total;
 
   ForwardLayout(const ForwardIsa& isa, const AttentionProblem& p, int64_t block_q, int64_t block_k, int64_t item_count, int64_t part_count,
-                int worker_count) {
+                int worker_count, size_t hook_unit_bytes = 0, size_t hook_worker_bytes = 0) {
     const auto up = [](int64_t x, int64_t to) { return (x + to - 1) / to * to; };
     element = p.dtype == DType::f64 ? 8 : 4;
     lanes = isa.vector_bytes / static_cast<int64_t>(element);
@@ -60,6 +60,8 @@ struct ForwardLayout {
     items = take(item_count * sizeof(ForwardItem));
     parts = take(part_count * state_bytes);
     workers = take(worker_count * worker_bytes);
+    hook_units = take((part_count ? part_count : worker_count) * hook_unit_bytes);
+    hook_workers = take(worker_count * hook_worker_bytes);
     total = at + 64;
   }
 };

@@ -65,6 +65,7 @@ inline void with_rows(const Unit& u, int64_t begin, F f) {
     f([&u, begin](int64_t j) { return u.k + paged_offset(u.pages, begin + j, u.pages.k_page, u.k_stride); },
       [&u, begin](int64_t j) { return u.v + paged_offset(u.pages, begin + j, u.pages.v_page, u.v_stride); });
   } else {
+    if (u.maker.make) begin = 0;
     f([k = u.k + begin * u.k_stride, stride = u.k_stride](int64_t j) { return k + j * stride; },
       [v = u.v + begin * u.v_stride, stride = u.v_stride](int64_t j) { return v + j * stride; });
   }
@@ -107,6 +108,7 @@ void attend(const Unit& u, bool finish) {
   begin_state<T>(u, padded_rows);
   for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
     const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
+    if (u.maker.make) u.maker.make(u, begin, end);
     pack_tile<T>(u, begin, end);
     for (int64_t panel = 0; panel < panels; ++panel) {
       if (padded_rows - panel * kPanel<T> >= kPanel<T>) {

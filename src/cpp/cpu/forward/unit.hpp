@@ -38,6 +38,8 @@ struct PageRow {
   int64_t k_page, v_page;  // bytes between pages
 };
 
+struct Unit;
+
 // Softmax state of a block, in the accumulator's type: max [rows] (times log2 e), sum [rows], out [panel][head_dim_v][row].
 struct BlockState {
   void* max;
@@ -53,6 +55,12 @@ struct UnitScratch {
   int64_t* ids;  // [block_k]
 };
 
+// Makes rows of K and V that lie nowhere in memory: rows [begin, end) at unit.k and unit.v, over those of the call before.
+struct TileMaker {
+  void (*make)(const Unit& unit, int64_t begin, int64_t end);  // null: K and V lie in memory
+  const void* context;
+};
+
 struct Unit {
   const QueryRow* rows;  // padded to whole vectors with copies of the last one
   int64_t count;         // rows that are written
@@ -63,6 +71,7 @@ struct Unit {
   const char* v;
   int64_t k_stride, v_stride;  // bytes between keys
   PageRow pages;
+  TileMaker maker;
   int64_t key_begin, key_end;  // this unit's part of the keys
   int64_t block_k;
   int64_t k_rows;  // rows of a chunk of the K tile: block_k + block_step
