@@ -13,10 +13,14 @@
 
 namespace attile {
 
-// What the caller forces (0 and empty: the heuristic decides).
+// How MLA meets its keys: made of the latents tile by tile, or the queries brought to the latents.
+enum class MlaStrategy : uint8_t { none, rebuild, absorb };
+
+// What the caller forces (0, none and empty: the heuristic decides).
 struct Config {
   int64_t block_q = 0, block_k = 0, num_splits = 0;
   std::string_view kernel;
+  MlaStrategy strategy = MlaStrategy::none;
 };
 
 // Where a call runs: CPU kernels on the executor (null: the library's pool), CUDA kernels on the stream of the device.
@@ -36,6 +40,7 @@ struct Plan {
   int64_t num_splits = 1;  // parts of the key range, joined deterministically; depends on shapes only
   int workers = 1;         // most threads that run() uses
   size_t workspace_bytes = 0;
+  MlaStrategy strategy = MlaStrategy::none;  // of kernels that take latents
 };
 
 struct Kernel {

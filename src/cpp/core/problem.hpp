@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/mask.hpp"
+#include "core/mla_problem.hpp"
 #include "core/philox.hpp"
 #include "core/sequences.hpp"
 #include "core/view.hpp"
@@ -33,13 +34,14 @@ enum Option : uint64_t {
   kFloat8Scales = 1 << 14,
   kKvLens = 1 << 15,
   kPages = 1 << 16,
-  kOptionCount = 17
+  kLatents = 1 << 17,
+  kOptionCount = 18
 };
 
 inline constexpr const char* kOptionNames[kOptionCount] = {
     "bias",         "attention_mask",   "segment_ids",  "softmax_aux",   "causal",        "sliding_window", "logits_soft_cap", "dropout",
     "normalize_output=False", "logits_dtype", "cum_seqlens_q", "cum_seqlens_k", "lse", "precision", "float8 scales",
-    "cache_seqlens", "page_table"};
+    "cache_seqlens", "page_table", "key_value (latents)"};
 
 enum class Alignment : uint8_t { top_left, bottom_right };
 
@@ -55,6 +57,8 @@ struct AttentionProblem {
   Sequences q_seqs, k_seqs;
   View page_table;         // kPages: [1, 1, B, max_pages]; k and v are [pages, page_size, H, D], key j of sequence b lies in page
                            // page_table[b, j / page_size]; entries past the length are never read
+
+  Latents latents;         // kLatents: what k and v are made of; they are absent then
 
   int64_t batch = 0, heads_q = 0, heads_k = 0, head_dim = 0, head_dim_v = 0;
   int64_t group = 1;  // heads_q / heads_k

@@ -267,7 +267,9 @@ struct Run {
 
 ForwardLayout layout_of(const ForwardIsa& isa, const AttentionProblem& p, const Plan& plan, int64_t items, int64_t parts,
                         const UnitHooks* hooks) {
-  return {isa, p, plan.block_q, plan.block_k, items, parts, plan.workers, hooks ? hooks->unit_bytes(plan) : 0, hooks ? hooks->worker_bytes(plan) : 0};
+  const int64_t units = parts > 0 ? parts / plan.num_splits : plan.workers;
+  const size_t units_bytes = hooks ? units * hooks->unit_bytes(plan) : 0, workers_bytes = hooks ? plan.workers * hooks->worker_bytes(plan) : 0;
+  return {isa, p, plan.block_q, plan.block_k, items, parts, plan.workers, units_bytes, workers_bytes};
 }
 
 }  // namespace

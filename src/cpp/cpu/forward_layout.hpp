@@ -25,7 +25,7 @@ struct ForwardLayout {
   size_t items, parts, workers, hook_units, hook_workers, total;
 
   ForwardLayout(const ForwardIsa& isa, const AttentionProblem& p, int64_t block_q, int64_t block_k, int64_t item_count, int64_t part_count,
-                int worker_count, size_t hook_unit_bytes = 0, size_t hook_worker_bytes = 0) {
+                int worker_count, size_t hook_units_bytes = 0, size_t hook_workers_bytes = 0) {
     const auto up = [](int64_t x, int64_t to) { return (x + to - 1) / to * to; };
     element = p.dtype == DType::f64 ? 8 : 4;
     lanes = isa.vector_bytes / static_cast<int64_t>(element);
@@ -60,8 +60,8 @@ struct ForwardLayout {
     items = take(item_count * sizeof(ForwardItem));
     parts = take(part_count * state_bytes);
     workers = take(worker_count * worker_bytes);
-    hook_units = take((part_count ? part_count : worker_count) * hook_unit_bytes);
-    hook_workers = take(worker_count * hook_worker_bytes);
+    hook_units = take(hook_units_bytes);
+    hook_workers = take(hook_workers_bytes);
     total = at + 64;
   }
 };
