@@ -24,7 +24,7 @@ struct Strides {
 };
 
 struct Params {
-  // Seen as {D, rows, heads, batch, x}, boxes of 64 columns. Packed: rows end where a sequence ends (see RowOrigin); out: boxes of 64 rows.
+  // Seen as {D, rows, heads, batch (packed: back), x}, boxes of 64 columns. Packed: rows end where a sequence ends (see RowOrigin); out: boxes of 64 rows.
   CUtensorMap q, k, v, out_map;
   void* out;
   float* lse;  // [batch][head][seqlen_q]
@@ -37,7 +37,7 @@ struct Params {
   unsigned* counter;  // 0; exactly count() draws return it to 0
   // Kind::kBand and up
   const int *cu_seqlens_q, *cu_seqlens_k;  // null: not packed
-  int sequences, total_q, total_k;
+  int sequences;
   int window_left, window_right;  // Band::kUnlimited: none
   bool bottom_right;
   const float* sinks;  // [heads_q], natural log of the sum of each head's sink terms; or null
@@ -46,9 +46,9 @@ struct Params {
 };
 
 template <class T>
-__device__ inline RowOrigin row_origin(bool packed, int total, int row0, int length) {
-  if (!T::kBand || !packed) return {0, 0};
-  return packed_origin(total, row0, length);
+__device__ inline RowOrigin row_origin(bool packed, int batch, int row0, int length) {
+  if (!T::kBand || !packed) return {0, batch, 0};
+  return packed_origin(row0, length);
 }
 
 template <class T>
@@ -111,13 +111,12 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
 
   // What a copy needs to know of a tile's keys.
   struct Keys {
-    int head, batch, j_begin, j_end;
+    int head, j_begin, j_end;
     RowOrigin origin;
   };
   auto keys_of = [&](const Work& w) {
     const bool is_packed = T::kBand && p.cu_seqlens_q;
-    return Keys{w.head / p.group, is_packed ? 0 : w.batch, w.j_begin, w.j_end,
-                row_origin<T>(is_packed, p.total_k, w.row0_k, w.seqlen_k)};
+    return Keys{w.head / p.group, w.j_begin, w.j_end, row_origin<T>(is_packed, w.batch, w.row0_k, w.seqlen_k)};
   };
   // Rows j * kTileN.. of K or V; a block of a cluster loads its share of the column blocks for all.
   auto load = [&](auto blocks, RingCursor<T::kStages>& ring, const CUtensorMap& map, uint32_t tiles, const Keys& w, int j) {
@@ -128,10 +127,10 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     for (int c = 0; c < kShare; ++c) {
       const int column = (rank * kShare + c) * 64, row = w.origin.first + j * T::kTileN;
       if constexpr (T::kCluster == 1)
-        ptx::tma_load_5d(to + c * kBlockBytes, &map, bar, ptx::kEvictLast, column, row, w.head, w.batch, w.origin.x);
+        ptx::tma_load_5d(to + c * kBlockBytes, &map, bar, ptx::kEvictLast, column, row, w.head, w.origin.back, w.origin.x);
       else
         ptx::tma_load_5d_multicast(to + c * kBlockBytes, &map, bar, ptx::kEvictLast, (1 << T::kCluster) - 1, column, row, w.head,
-                                   w.batch, w.origin.x);
+                                   w.origin.back, w.origin.x);
     }
     ring.advance();
   };
@@ -143,12 +142,12 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   };
   auto load_q = [&](const Work& w) {
     const bool is_packed = T::kBand && p.cu_seqlens_q;
-    const RowOrigin origin = row_origin<T>(is_packed, p.total_q, w.row0_q, w.seqlen_q);
+    const RowOrigin origin = row_origin<T>(is_packed, w.batch, w.row0_q, w.seqlen_q);
     const uint32_t bar = q_ring.acquire(T::kQBytes);
 #pragma unroll
     for (int c = 0; c < T::kBlocksQk; ++c)
       ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes + c * T::kTileM * 128, &p.q, bar, ptx::kEvictFirst, c * 64,
-                       origin.first + w.m * T::kTileM, w.head, is_packed ? 0 : w.batch, origin.x);
+                       origin.first + w.m * T::kTileM, w.head, origin.back, origin.x);
     q_ring.advance();
   };
   auto tell = [&](const Work& w) {
@@ -260,7 +259,7 @@ __device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (
 // exist. The caller's thread 0 waits for the copy before that memory is used again.
 template <class T, int kRegs>
 __device__ __forceinline__ void store_out_tma(const float (&o)[kRegs], const float (&factor)[2], uint32_t rows, const CUtensorMap* map,
-                                              const Work& w, int first_row, bool is_packed, int total, int barrier) {
+                                              const Work& w, int first_row, bool is_packed, int barrier) {
   using Element = typename T::Element;
   const int lane = threadIdx.x % 32;
   const uint32_t line = rows + (threadIdx.x % 128 / 32 * 16 + lane % 16) * 128;
@@ -273,11 +272,11 @@ __device__ __forceinline__ void store_out_tma(const float (&o)[kRegs], const flo
   }
   ptx::fence_async_proxy();
   ptx::named_barrier_sync(barrier, 128);
-  const RowOrigin origin = row_origin<T>(is_packed, total, w.row0_q, w.seqlen_q);
+  const RowOrigin origin = row_origin<T>(is_packed, w.batch, w.row0_q, w.seqlen_q);
 #pragma unroll
   for (int c = 0; c < T::kBlocksV; ++c)
     ptx::tma_store_5d_if(threadIdx.x % 128 == 0, rows + c * T::kTileM * 128, map, 64 * c, origin.first + first_row, w.head,
-                         is_packed ? 0 : w.batch, origin.x);
+                         origin.back, origin.x);
   ptx::tma_store_commit();
 }
 
@@ -526,7 +525,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     };
     auto store = [&] {
       if constexpr (T::kStoreByTma)
-        store_out_tma<T>(o, factor, own_rows, &p.out_map, w, first_row(w), T::kBand && p.cu_seqlens_q, p.total_q,
+        store_out_tma<T>(o, factor, own_rows, &p.out_map, w, first_row(w), T::kBand && p.cu_seqlens_q,
                          1 + T::kConsumers + me);
       else
         store_out(o, factor, out, p.out_strides.row, rows_left);

@@ -144,10 +144,10 @@ void check_orders() {
     expect(found == want && all.size() == want, "each packed tile once");
     for (int i = 0; i < sequences; ++i) {
       const int length = cu[i + 1] - cu[i];
-      const RowOrigin o = packed_origin(cu.back(), cu[i], length);
+      const RowOrigin o = packed_origin(cu[i], length);
       for (int r = 0; r < length + 3; ++r) {
-        expect(o.first + r + o.x - cu.back() == cu[i] + r, "a packed row's address");
-        expect((o.first + r < cu.back()) == (r < length), "a packed sequence's end");
+        expect(int64_t(o.first) + r + o.x - o.back == cu[i] + r, "a packed row's address");
+        expect((int64_t(o.first) + r < kFar) == (r < length), "a packed sequence's end");
       }
       expect(o.first >= 0 && o.x >= 0 && o.x <= cu.back(), "coordinates within the map");
     }

@@ -105,8 +105,9 @@ void check(const Case& c) {
   auto map = [&](std::vector<uint16_t>& x, int rows, int h, int d, int box_rows) {
     CUtensorMap m{};
     const int64_t row = int64_t(h) * d * 2;
-    m.base = reinterpret_cast<char*>(x.data()) - (packed ? rows * row : 0);
-    const int64_t dims[5] = {d, rows, h, batch, packed ? rows + 1 : 1}, strides[4] = {row, d * 2, rows * row, row};
+    m.base = reinterpret_cast<char*>(x.data());
+    const int64_t far = kFar, dims[5] = {d, packed ? far : rows, h, packed ? far + 1 : batch, packed ? rows + 1 : 1};
+    const int64_t strides[4] = {row, d * 2, packed ? (int64_t(1) << 35) - row : rows * row, row};
     std::copy(dims, dims + 5, m.dims), std::copy(strides, strides + 4, m.strides);
     m.box_rows = box_rows;
     m.low = reinterpret_cast<char*>(x.data()), m.high = m.low + 2 * x.size();
@@ -123,7 +124,6 @@ void check(const Case& c) {
   unsigned counter = 0;
   p.counter = &counter;
   if (packed) p.cu_seqlens_q = cu_q.data(), p.cu_seqlens_k = cu_k.data(), p.sequences = cu_q.size() - 1;
-  p.total_q = sq, p.total_k = sk;
   p.window_left = c.left < 0 ? Band::kUnlimited : c.left;
   p.window_right = c.causal ? 0 : c.right < 0 ? Band::kUnlimited : c.right;
   p.bottom_right = !c.top_left;

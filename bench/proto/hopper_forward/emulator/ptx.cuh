@@ -48,8 +48,9 @@ void for_box(uint32_t smem, const CUtensorMap& m, int c0, int c1, int c2, int c3
       const int64_t c[5] = {c0 + x, c1 + i, c2, c3, c4};
       bool inside = true;
       for (int n = 0; n < 5; ++n) inside &= c[n] >= 0 && c[n] < m.dims[n];
-      const char* element = m.base + c[0] * 2;
-      for (int n = 1; n < 5; ++n) element += c[n] * m.strides[n - 1];
+      uint64_t address = reinterpret_cast<uint64_t>(m.base) + c[0] * 2;
+      for (int n = 1; n < 5; ++n) address += uint64_t(c[n]) * uint64_t(m.strides[n - 1]);
+      const char* element = reinterpret_cast<const char*>(address);
       if (inside) must(element >= m.low && element < m.high, "a copy inside its array");
       f(at(swizzle(smem + i * 128 + x * 2)), const_cast<char*>(element), inside);
     }
