@@ -3,6 +3,7 @@
 from attile._core import __version__
 from attile.config import get_cmake_dir, get_include, show_config
 from attile.flash import FlashAttentionConfig, MaskInfo, flash_attention
+from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
 from attile.threads import get_num_threads, set_num_threads
 from attile.tuning import explain
@@ -13,6 +14,7 @@ __all__ = [
     "__version__",
     "explain",
     "flash_attention",
+    "flash_attention_with_kvcache",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from attile import _core
 from attile.flash import flash_attention
+from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_EXPLAIN = {flash_attention: _core.explain_flash_attention, merge_states: _core.explain_merge_states}
+_EXPLAIN = {
+    flash_attention: _core.explain_flash_attention,
+    flash_attention_with_kvcache: _core.explain_flash_attention_with_kvcache,
+    merge_states: _core.explain_merge_states,
+}
 
 
 def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, A
     Parameters
     ----------
     fn : callable
-        `attile.flash_attention` or `attile.merge_states`.
+        `attile.flash_attention`, `attile.flash_attention_with_kvcache` or `attile.merge_states`.
     *args : Any
         Positional arguments of the call.
     **kwargs : Any

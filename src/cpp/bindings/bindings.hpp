@@ -7,6 +7,7 @@ namespace attile::python {
 
 void register_arrays(py::module_& m);
 void register_flash_attention(py::module_& m);
+void register_kvcache(py::module_& m);
 void register_merge_states(py::module_& m);
 void register_config(py::module_& m);
 

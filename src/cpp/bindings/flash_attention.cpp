@@ -6,7 +6,7 @@
 #include "bindings/bindings.hpp"
 #include "bindings/numpy.hpp"
 #include "bindings/operation.hpp"
-#include "bindings/scalars.hpp"
+#include "bindings/options.hpp"
 
 namespace attile::python {
 namespace {
@@ -23,7 +23,6 @@ enum Argument : Py_ssize_t {
 // clang-format on
 
 constexpr Choice kAlignments[] = {{"top_left", ATTILE_TOP_LEFT}, {"bottom_right", ATTILE_BOTTOM_RIGHT}};
-constexpr Choice kPlatforms[] = {{"auto", ATTILE_PLATFORM_AUTO}, {"cpu", ATTILE_PLATFORM_CPU}, {"cuda", ATTILE_PLATFORM_CUDA}};
 constexpr Choice kPrecisions[] = {
     {"highest", ATTILE_PRECISION_HIGHEST}, {"high", ATTILE_PRECISION_HIGH}, {"default", ATTILE_PRECISION_DEFAULT}};
 
@@ -52,9 +51,8 @@ struct Arguments {
     params.struct_size = sizeof params;
     arrays(given);
     scalars(given);
-    window(given[kSlidingWindow]);
     logits_dtype(given[kLogitsDtype]);
-    config(given[kCfg]);
+    params.config = flash_attention_config(given[kCfg], kFunction, kernel);
     out = call.output(given[kOut], "out");
   }
 
@@ -111,41 +109,31 @@ struct Arguments {
   }
 
   void scalars(PyObject* const* given) {
-    params.has_softmax_scale = given[kSoftmaxScale] != Py_None;
-    if (params.has_softmax_scale) params.softmax_scale = number(given[kSoftmaxScale], where("softmax_scale"));
+    const OptionalNumber scale = optional_number(given[kSoftmaxScale], where("softmax_scale"));
+    params.has_softmax_scale = scale.given;
+    params.softmax_scale = scale.value;
     params.dropout_prob = number(given[kDropoutProb], where("dropout_prob"));
     params.causal = boolean(given[kCausal], where("causal"));
     params.causal_alignment = choice(given[kCausalAlignment], where("causal_alignment"), kAlignments);
     params.has_dropout_seed = given[kDropoutSeed] != Py_None;
     if (params.has_dropout_seed) params.dropout_seed = unsigned_integer(given[kDropoutSeed], where("dropout_seed"));
-    params.has_logits_soft_cap = given[kLogitsSoftCap] != Py_None;
-    if (params.has_logits_soft_cap) params.logits_soft_cap = number(given[kLogitsSoftCap], where("logits_soft_cap"));
+    const OptionalNumber cap = optional_number(given[kLogitsSoftCap], where("logits_soft_cap"));
+    params.has_logits_soft_cap = cap.given;
+    params.logits_soft_cap = cap.value;
     params.normalize_output = boolean(given[kNormalizeOutput], where("normalize_output"));
     params.precision = precision(given[kPrecision]);
     params.return_lse = boolean(given[kReturnLse], where("return_lse"));
     params.platform = choice(given[kPlatform], where("platform"), kPlatforms);
+    const Window sliding = window(given[kSlidingWindow], where("sliding_window"));
+    params.has_sliding_window = sliding.given;
+    params.window_left = sliding.left;
+    params.window_right = sliding.right;
   }
 
   int32_t precision(PyObject* value) {
     if (value == Py_None) return ATTILE_PRECISION_HIGHEST;
     const int32_t found = choice_or_none(value, where("precision"), kPrecisions);
     return found >= 0 ? found : choice(ask_options("precision_name", value).ptr(), where("precision"), kPrecisions);
-  }
-
-  // An int w is (w, w); None and -1 are unlimited.
-  void window(PyObject* value) {
-    if (value == Py_None) return;
-    auto side = [](PyObject* w) { return w == Py_None ? int64_t{-1} : integer(w, where("sliding_window")); };
-    params.has_sliding_window = 1;
-    if (!PyTuple_Check(value) && !PyList_Check(value)) {
-      params.window_left = params.window_right = side(value);
-      return;
-    }
-    if (PySequence_Size(value) != 2)
-      refuse(PyExc_ValueError, where("sliding_window"), " must be an int or a pair", "(left, right)",
-             std::to_string(PySequence_Size(value)) + " values");
-    params.window_left = side(py::object(py::handle(value)[py::int_(0)]).ptr());
-    params.window_right = side(py::object(py::handle(value)[py::int_(1)]).ptr());
   }
 
   void logits_dtype(PyObject* value) {
@@ -159,26 +147,6 @@ struct Arguments {
     refuse(PyExc_TypeError, where("logits_dtype"), " is unsupported", "float32, float64, bfloat16 or float16", name);
   }
 
-  void config(PyObject* cfg) {
-    if (cfg == Py_None) return;
-    const py::object expected = py::module_::import("attile.flash").attr("FlashAttentionConfig");
-    if (!py::isinstance(cfg, expected))
-      refuse(PyExc_TypeError, where("cfg"), " has the wrong type", "FlashAttentionConfig or None", type_name(cfg));
-    auto field = [&](const char* name, const char* argument) {
-      const py::object value = py::handle(cfg).attr(name);
-      return value.is_none() ? int64_t{0} : integer(value.ptr(), where(argument));
-    };
-    params.config.block_q = field("block_q", "cfg.block_q");
-    params.config.block_k = field("block_k", "cfg.block_k");
-    params.config.num_splits = field("num_splits", "cfg.num_splits");
-    kernel = py::handle(cfg).attr("kernel");
-    if (kernel.is_none()) return;
-    if (!PyUnicode_Check(kernel.ptr()))
-      refuse(PyExc_TypeError, where("cfg.kernel"), " must be a string", "str or None", type_name(kernel.ptr()));
-    params.config.kernel = PyUnicode_AsUTF8(kernel.ptr());
-    if (!params.config.kernel) throw py::error_already_set();
-  }
-
   Operation create() const {
     attile_op* op = nullptr;
     check(attile_flash_attention_create(&params, &op));
@@ -186,15 +154,9 @@ struct Arguments {
   }
 };
 
-void check_count(const char* function, Py_ssize_t count) {
-  if (count != kArgumentCount)
-    raise(PyExc_TypeError,
-          std::string(function) + ": expected " + std::to_string(kArgumentCount) + " positional arguments, got " + std::to_string(count));
-}
-
 PyObject* flash_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
-    check_count("_core.flash_attention", count);
+    check_count("_core.flash_attention", count, kArgumentCount);
     const Arguments arguments(given);
     return run(arguments.create(), arguments.call, arguments.out);
   });
@@ -202,7 +164,7 @@ PyObject* flash_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
 
 PyObject* explain_flash_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
-    check_count("_core.explain_flash_attention", count);
+    check_count("_core.explain_flash_attention", count, kArgumentCount);
     const Arguments arguments(given);
     return explain(arguments.create(), arguments.out);
   });

@@ -108,6 +108,10 @@ attile_status attile_flash_attention_create(const attile_flash_attention_params*
   return guarded([&] { *op = create_flash_attention(read_params(params, "flash_attention")); });
 }
 
+attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op) {
+  return guarded([&] { *op = create_flash_attention_with_kvcache(read_params(params, "flash_attention_with_kvcache")); });
+}
+
 attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op) {
   return guarded([&] { *op = create_merge_states(read_params(params, "merge_states")); });
 }

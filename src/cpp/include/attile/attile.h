@@ -115,6 +115,28 @@ typedef struct attile_flash_attention_params {
   attile_config config;
 } attile_flash_attention_params;
 
+typedef struct attile_flash_attention_with_kvcache_params {
+  size_t struct_size;
+  const attile_tensor* q;             /* [B,Sq,Hq,D] */
+  const attile_tensor* k_cache;       /* [B,Tmax,Hk,D], with page_table [pages,page_size,Hk,D] */
+  const attile_tensor* v_cache;       /* [B,Tmax,Hk,Dv], [pages,page_size,Hk,Dv] */
+  const attile_tensor* cache_seqlens; /* [B] */
+  const attile_tensor* page_table;    /* [B,max_pages] */
+  const attile_tensor* softmax_aux;
+  double softmax_scale;
+  double logits_soft_cap;
+  int64_t window_left; /* -1: unlimited */
+  int64_t window_right;
+  int64_t num_splits; /* 0: the heuristic, or config.num_splits */
+  int32_t has_softmax_scale;
+  int32_t has_logits_soft_cap;
+  int32_t has_sliding_window;
+  int32_t causal; /* bottom right */
+  int32_t return_lse;
+  int32_t platform; /* attile_platform */
+  attile_config config;
+} attile_flash_attention_with_kvcache_params;
+
 typedef struct attile_merge_states_params {
   size_t struct_size;
   const attile_tensor* out_a; /* [B,T,H,Dv] */
@@ -126,6 +148,7 @@ typedef struct attile_merge_states_params {
 typedef struct attile_op attile_op;
 
 ATTILE_API attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op);
+ATTILE_API attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op);
 ATTILE_API attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op);
 
 /* How many outputs an operation has (out, lse), and the shape, dtype and device of one; data is null, strides are those of a
