@@ -46,8 +46,7 @@ struct CudaLibrary {
   bool (*is_capturing)(void* stream);
   // Queues the copy; the memory at `from` may be reused at once.
   void (*copy_to_device)(void* to, const void* from, size_t bytes, void* stream);
-  // Queues a byte pattern.
-  void (*fill)(void* to, int byte, size_t bytes, void* stream);
+  void (*synchronize)(void* stream);
 
   // Fastest first. Kernel::run is called inside with_device.
   std::span<const Kernel> forward_kernels;

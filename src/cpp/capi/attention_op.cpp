@@ -11,7 +11,10 @@ AttentionOp::AttentionOp(const AttentionProblem& valid, const attile_config& giv
   config = validate_config(function, given);
   forced_ = config.kernel;
   config.kernel = forced_;
-  plan = choose(cpu_forward_kernels(), problem, config).plan(problem, config, num_threads());
+  if (problem.on_cuda()) cuda_ = &cuda_library(function, problem.device_id);
+  const Kernel& kernel = choose(kernels(), problem, config);
+  plan = kernel.plan(problem, config, num_threads());
+  plan.kernel = &kernel;
 }
 
 void AttentionOp::add_outputs(const attile_tensor& q) {
@@ -31,6 +34,17 @@ void AttentionOp::bind_outputs(const attile_tensor* const* given, int32_t count)
   if (count > 1) problem.lse = lse_view_of(*given[1]);
 }
 
+// The kernel's own part first, then the index arrays.
+size_t AttentionOp::workspace_bytes() const { return host_indices_.empty() ? plan.workspace_bytes : kernel_bytes() + host_indices_.bytes(); }
+
+void AttentionOp::run(void* workspace, const Execution& execution) {
+  if (!cuda_) return plan.kernel->run(problem, plan, workspace, execution);
+  on_cuda_device(*cuda_, function, execution.device, [&] {
+    if (!host_indices_.empty()) host_indices_.copy(*cuda_, function, execution, static_cast<char*>(workspace) + kernel_bytes());
+    plan.kernel->run(problem, plan, workspace, execution);
+  });
+}
+
 std::string AttentionOp::explain() const {
   Json json;
   json.open().field("function", function).field("kernel", plan.kernel->name).field("isa", plan.kernel->isa);
@@ -38,7 +52,7 @@ std::string AttentionOp::explain() const {
   json.field("workers", int64_t{plan.workers}).close();
   json.field("workspace_bytes", static_cast<int64_t>(plan.workspace_bytes));
   json.key("refused").open('[');
-  for (const Refusal& r : refusals(cpu_forward_kernels(), problem, config)) {
+  for (const Refusal& r : refusals(kernels(), problem, config)) {
     if (r.kernel == plan.kernel) continue;
     const std::string reason = r.reason.empty() ? std::string(plan.kernel->name) + " comes first" : r.reason;
     json.open().field("kernel", r.kernel->name).field("reason", reason).close();

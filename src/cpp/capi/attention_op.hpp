@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "capi/host_indices.hpp"
 #include "capi/op.hpp"
 #include "core/problem.hpp"
 
@@ -18,11 +19,24 @@ struct AttentionOp : attile_op {
   void add_outputs(const attile_tensor& query);
 
   void bind_outputs(const attile_tensor* const* given, int32_t count) override;
-  size_t workspace_bytes() const override { return plan.workspace_bytes; }
-  void run(void* workspace, const Execution& execution) override { plan.kernel->run(problem, plan, workspace, execution); }
+  size_t workspace_bytes() const override;
+  void run(void* workspace, const Execution& execution) override;
   std::string explain() const override;
 
+ protected:
+  // An index array of the problem: one that lies on the host beside CUDA data goes to the device with each run.
+  template <class AnyView>
+  void add_index(const char* name, const attile_tensor* array, AnyView& view) {
+    add_input(name, array);
+    if (cuda_) host_indices_.add(name, array, view);
+  }
+
  private:
+  size_t kernel_bytes() const { return (plan.workspace_bytes + 255) / 256 * 256; }
+  std::span<const Kernel> kernels() const { return cuda_ ? cuda_->forward_kernels : cpu_forward_kernels(); }
+
+  const CudaLibrary* cuda_ = nullptr;  // where the arrays are on CUDA
+  HostIndices host_indices_;
   std::string forced_;  // owns config.kernel
 };
 

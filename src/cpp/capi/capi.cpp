@@ -5,6 +5,7 @@
 #include <string>
 
 #include "attile/attile.h"
+#include "capi/cuda_library.hpp"
 #include "capi/json.hpp"
 #include "capi/op.hpp"
 #include "core/check.hpp"
@@ -80,6 +81,29 @@ void bind(attile_op& op, const attile_tensor* const* outputs, int32_t count) {
   op.bound = true;
 }
 
+// The CUDA kernels close the list of kernels; then what there is of CUDA, or why there is none.
+void add_cuda(Json& json) {
+  std::string why;
+  const CudaLibrary* library = find_cuda_library(why);
+  const int count = library ? cuda_device_count(why) : 0;
+  if (library)
+    for (const Kernel& kernel : library->forward_kernels)
+      json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cuda").flag("available", count > 0 && kernel.available()).close();
+  json.close(']').flag("cuda", count > 0);
+  if (!why.empty()) json.field("cuda_missing", why);
+  if (library) {
+    json.field("cuda_runtime", std::to_string(library->runtime_version / 1000) + "." + std::to_string(library->runtime_version % 1000 / 10));
+    json.field("cuda_architectures", library->architectures);
+  }
+  json.key("gpus").open('[');
+  for (int id = 0; id < count; ++id) {
+    const CudaDevice& d = cuda_device(id);
+    json.open().field("name", d.name).field("compute_capability", std::to_string(d.major) + "." + std::to_string(d.minor));
+    json.field("memory_bytes", d.memory_bytes).field("multiprocessors", int64_t{d.multiprocessors}).close();
+  }
+  json.close(']');
+}
+
 }  // namespace
 
 void* thread_scratch(size_t bytes) {
@@ -134,7 +158,11 @@ size_t attile_op_workspace_bytes(const attile_op* op) { return op->workspace_byt
 attile_status attile_op_run(attile_op* op, void* workspace, void* stream, const attile_executor* executor) {
   return guarded([&] {
     if (!op->bound) throw Error(ATTILE_RUNTIME_ERROR, std::string(op->function) + ": run before bind");
-    op->run(workspace ? workspace : thread_scratch(op->workspace_bytes()), {executor, stream, op->outputs[0].device_id});
+    const bool on_cpu = op->outputs[0].device_type == 1;
+    if (!workspace && on_cpu) workspace = thread_scratch(op->workspace_bytes());
+    if (!workspace && op->workspace_bytes() > 0)
+      value_error(op->function, "workspace must be memory of the device", std::to_string(op->workspace_bytes()) + " bytes", "null");
+    op->run(workspace, {executor, stream, op->outputs[0].device_id});
   });
 }
 
@@ -146,6 +174,14 @@ const char* attile_op_explain(const attile_op* op) {
 void attile_op_destroy(attile_op* op) { delete op; }
 
 const char* attile_last_error(void) { return last_error.c_str(); }
+
+attile_status attile_cuda_synchronize(int32_t device_id, void* stream) {
+  constexpr const char* kName = "attile_cuda_synchronize";
+  return guarded([&] {
+    const CudaLibrary& library = cuda_library(kName, device_id);
+    on_cuda_device(library, kName, device_id, [&] { library.synchronize(stream); });
+  });
+}
 
 int32_t attile_abi_version(void) { return ATTILE_ABI_VERSION; }
 
@@ -160,7 +196,8 @@ const char* attile_show_config(void) {
     json.key("kernels").open('[');
     for (const Kernel& kernel : cpu_forward_kernels())
       json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cpu").flag("available", kernel.available()).close();
-    json.close(']').flag("cuda", false).field("num_threads", int64_t{num_threads()}).close();
+    add_cuda(json);
+    json.field("num_threads", int64_t{num_threads()}).close();
     report = json.text();
   });
   return status == ATTILE_OK ? report.c_str() : "{}";

@@ -1,6 +1,7 @@
 // merge_states as an operation.
 #include <string>
 
+#include "capi/cuda_library.hpp"
 #include "capi/json.hpp"
 #include "capi/op.hpp"
 #include "core/tensor_checks.hpp"
@@ -13,12 +14,14 @@ namespace {
 struct MergeStatesOp final : attile_op {
   MergeProblem problem;
   View out, lse;
+  const CudaLibrary* cuda = nullptr;
 
   explicit MergeStatesOp(const attile_merge_states_params& p) : attile_op("merge_states"), problem(validate(p)) {
     add_input("out_a", p.out_a);
     add_input("lse_a", p.lse_a);
     add_input("out_b", p.out_b);
     add_input("lse_b", p.lse_b);
+    if (p.out_a->device_type == 2) cuda = &cuda_library(function, p.out_a->device_id);
     const int64_t* s = p.out_a->shape;
     add_output("out", problem.out_a.dtype, *p.out_a, {s[0], s[1], s[2], s[3]});
     add_output("lse", problem.lse_a.dtype, *p.out_a, {s[0], s[2], s[1]});
@@ -30,8 +33,10 @@ struct MergeStatesOp final : attile_op {
     lse = lse_view_of(*given[1]);
   }
 
-  void run(void*, const Execution&) override {
-    merge_states(problem.out_a, problem.lse_a, problem.out_b, problem.lse_b, out, lse);
+  void run(void*, const Execution& execution) override {
+    const auto& [out_a, lse_a, out_b, lse_b] = problem;
+    if (!cuda) return merge_states(out_a, lse_a, out_b, lse_b, out, lse);
+    on_cuda_device(*cuda, function, execution.device, [&] { cuda->merge_states(out_a, lse_a, out_b, lse_b, out, lse, execution.stream); });
   }
 
   std::string explain() const override {

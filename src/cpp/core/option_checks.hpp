@@ -9,11 +9,12 @@
 
 namespace attile {
 
+// The host reads the entries only where they are in its memory.
 inline IndexView index_view(const char* function, const char* name, const attile_tensor& t) {
   check_rank(function, name, t, {1});
   const DType id = dtype_of(t.dtype);
   if (id == DType::none || !is_index(id)) type_error(function, std::string(name) + " must hold indices", "int32 or int64", name_of(t.dtype));
-  return {static_cast<const char*>(t.data), id, t.shape[0], t.strides[0]};
+  return {static_cast<const char*>(t.data), id, t.shape[0], t.strides[0], t.device_type != 1};
 }
 
 // [Hq,n], [1,n] or [n] as [1, 1, Hq, n].

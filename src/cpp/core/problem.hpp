@@ -63,7 +63,8 @@ struct AttentionProblem {
   int64_t batch = 0, heads_q = 0, heads_k = 0, head_dim = 0, head_dim_v = 0;
   int64_t group = 1;  // heads_q / heads_k
 
-  View bias;            // [B, Hq, Tq, Tk], zero strides where broadcast; indexed within the sequence
+  View bias;            // [B, Hq, Tq, Tk], zero strides where broadcast; indexed within the sequence. Where
+                        // lengths are on a device, Nq and Nk may be shorter than a sequence: kernels clamp to shape[2], shape[3]
   View attention_mask;  // likewise; nonzero: attend
   View sinks;           // [1, 1, Hq, n]
   View q_ids, k_ids;    // [1, 1, B, T]; B = 1 where packed (index with batch_index and first_row + i)

@@ -12,8 +12,19 @@ namespace attile {
 // "query.shape[3]"
 inline std::string axis(const char* name, int32_t d) { return std::string(name) + ".shape[" + std::to_string(d) + "]"; }
 
-inline void check_device(const char* function, const char* name, const attile_tensor& t, const char* first_name, const attile_tensor& first) {
+// The first array decides where a call runs: on the CPU, or on its CUDA device.
+inline void check_place(const char* function, const char* name, const attile_tensor& t, int32_t platform = ATTILE_PLATFORM_AUTO) {
+  if (platform == ATTILE_PLATFORM_CPU && t.device_type != 1) value_error(function, "platform must hold the arrays", "cpu arrays", "arrays on another device");
+  if (platform == ATTILE_PLATFORM_CUDA && t.device_type != 2) value_error(function, "platform must hold the arrays", "cuda arrays", "arrays on another device");
+  if (t.device_type != 1 && t.device_type != 2)
+    value_error(function, std::string(name) + " is on an unsupported device", "cpu or cuda", "DLPack device " + std::to_string(t.device_type));
+}
+
+// Beside CUDA data, an index array may lie on the host.
+inline void check_device(const char* function, const char* name, const attile_tensor& t, const char* first_name, const attile_tensor& first,
+                         bool index = false) {
   if (t.device_type == first.device_type && t.device_id == first.device_id) return;
+  if (index && t.device_type == 1 && first.device_type == 2) return;
   auto device = [](const attile_tensor& x) {
     return std::string(x.device_type == 1 ? "cpu" : x.device_type == 2 ? "cuda" : "DLPack device " + std::to_string(x.device_type)) + ":" +
            std::to_string(x.device_id);

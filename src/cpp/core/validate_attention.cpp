@@ -21,21 +21,18 @@ struct Validator {
   bool present(const attile_tensor* t) const { return t != nullptr; }
 
   void arrays() {
-    const struct { const char* name; const attile_tensor* t; } given[] = {
-        {"query", p.query}, {"key", p.key}, {"value", p.value}, {"bias", p.bias}, {"softmax_aux", p.softmax_aux},
-        {"attention_mask", p.attention_mask}, {"cum_seqlens_q", p.cum_seqlens_q}, {"cum_seqlens_k", p.cum_seqlens_k},
-        {"q_segment_ids", p.q_segment_ids}, {"kv_segment_ids", p.kv_segment_ids}, {"q_scale", p.q_scale},
-        {"k_scale", p.k_scale}, {"v_scale", p.v_scale}};
+    const struct { const char* name; const attile_tensor* t; bool index; } given[] = {
+        {"query", p.query, false}, {"key", p.key, false}, {"value", p.value, false}, {"bias", p.bias, false},
+        {"softmax_aux", p.softmax_aux, false}, {"attention_mask", p.attention_mask, false}, {"cum_seqlens_q", p.cum_seqlens_q, true},
+        {"cum_seqlens_k", p.cum_seqlens_k, true}, {"q_segment_ids", p.q_segment_ids, true}, {"kv_segment_ids", p.kv_segment_ids, true},
+        {"q_scale", p.q_scale, false}, {"k_scale", p.k_scale, false}, {"v_scale", p.v_scale, false}};
     for (int i = 0; i < 3; ++i)
       if (!given[i].t) type_error(f, std::string(given[i].name) + " is required", "an array", "none");
-    const int32_t device = p.query->device_type;
-    if (p.platform == ATTILE_PLATFORM_CPU && device != 1) value_error(f, "platform must hold the arrays", "cpu arrays", "arrays on another device");
-    if (p.platform == ATTILE_PLATFORM_CUDA && device != 2) value_error(f, "platform must hold the arrays", "cuda arrays", "arrays on another device");
-    for (const auto& [name, t] : given)
-      if (t) check_device(f, name, *t, "query", *p.query);
-    if (device == 2)
-      throw Error(ATTILE_NOT_IMPLEMENTED, std::string(f) + ": query is on a CUDA device, and this build of attile has no CUDA kernels");
-    if (device != 1) value_error(f, "query is on an unsupported device", "cpu", "DLPack device " + std::to_string(device));
+    check_place(f, "query", *p.query, p.platform);
+    for (const auto& [name, t, index] : given)
+      if (t) check_device(f, name, *t, "query", *p.query, index);
+    problem.device_type = p.query->device_type;
+    problem.device_id = p.query->device_id;
   }
 
   void ranks_and_dtypes() {
@@ -89,6 +86,7 @@ struct Validator {
     if (s.cu.size < 1) value_error(f, std::string(cu_name) + " must have at least one entry", "length batch + 1", s.cu.size);
     if (packed) s.batch = s.cu.size - 1;
     else if (s.cu.size != s.batch + 1) value_error(f, axis(cu_name, 0) + " must equal batch + 1", s.batch + 1, s.cu.size);
+    if (s.cu.on_device) return s;  // the kernels read it, and clamp what they find
     if (s.cu[0] != 0) value_error(f, std::string(cu_name) + "[0] must be zero", int64_t{0}, s.cu[0]);
     s.longest = 0;
     for (int64_t b = 0; b < s.batch; ++b) {
@@ -118,10 +116,12 @@ struct Validator {
     if (k) problem.options |= kVarlenK;
   }
 
-  // A bias or mask, broadcast to [B, Hq, Nq, Nk] with zero strides; with cum_seqlens the last two may be longer than needed.
+  // A bias or mask, broadcast to [B, Hq, Nq, Nk] with zero strides; with cum_seqlens the last two may be longer than needed. Where
+  // the host does not know the lengths they may also be shorter than what it must assume: the view then keeps its own extent.
   View broadcast(const char* name, const attile_tensor& t) {
     const int64_t target[4] = {problem.batch, problem.heads_q, problem.q_seqs.longest, problem.k_seqs.longest};
     const bool ragged[4] = {false, false, bool(problem.q_seqs.cu), bool(problem.k_seqs.cu)};
+    const bool unknown[4] = {false, false, problem.q_seqs.cu.on_device, problem.k_seqs.cu.on_device};
     auto refuse = [&] {
       std::string expected = "(";
       for (int i = 0; i < 4; ++i) expected += (i ? ", " : "") + std::string(ragged[i] ? "at least " : "") + std::to_string(target[i]);
@@ -132,6 +132,7 @@ struct Validator {
     View v = view_of(t);
     for (int i = 0; i < 4; ++i) {
       if (v.shape[i] == 1) v.stride[i] = 0;
+      else if (unknown[i] && v.shape[i] < target[i]) continue;
       else if (ragged[i] ? v.shape[i] < target[i] : v.shape[i] != target[i]) refuse();
       v.shape[i] = target[i];
     }

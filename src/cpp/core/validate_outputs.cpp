@@ -46,11 +46,9 @@ MergeProblem validate(const attile_merge_states_params& p) {
       {"out_a", p.out_a}, {"lse_a", p.lse_a}, {"out_b", p.out_b}, {"lse_b", p.lse_b}};
   for (const auto& [name, t] : given) {
     if (!t) type_error(f, std::string(name) + " is required", "an array", "none");
+    if (t == p.out_a) check_place(f, name, *t);
     check_device(f, name, *t, "out_a", *p.out_a);
   }
-  if (p.out_a->device_type == 2)
-    throw Error(ATTILE_NOT_IMPLEMENTED, std::string(f) + ": out_a is on a CUDA device, and this build of attile has no CUDA kernels");
-  if (p.out_a->device_type != 1) value_error(f, "out_a is on an unsupported device", "cpu", int64_t{p.out_a->device_type});
   check_rank(f, "out_a", *p.out_a, {4});
   check_rank(f, "lse_a", *p.lse_a, {3});
   check_rank(f, "out_b", *p.out_b, {4});

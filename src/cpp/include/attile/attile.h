@@ -160,7 +160,9 @@ ATTILE_API attile_status attile_op_output(const attile_op* op, int32_t index, at
  * the inputs and with each other. `count` may be smaller than num_outputs only for outputs that the caller does not want. */
 ATTILE_API attile_status attile_op_bind(attile_op* op, const attile_tensor* const* outputs, int32_t count);
 
-/* Bytes of scratch that run() needs; a null workspace makes it use a buffer that the library keeps for the calling thread. */
+/* Bytes of scratch that run() needs. On the CPU a null workspace makes it use a buffer that the library keeps for the calling
+ * thread; on CUDA it is memory of the device, aligned to 256 bytes, and `stream` is a cudaStream_t of that device, on which work is
+ * queued without synchronisation. */
 ATTILE_API size_t attile_op_workspace_bytes(const attile_op* op);
 ATTILE_API attile_status attile_op_run(attile_op* op, void* workspace, void* stream, const attile_executor* executor);
 
@@ -169,9 +171,12 @@ ATTILE_API attile_status attile_op_run(attile_op* op, void* workspace, void* str
 ATTILE_API const char* attile_op_explain(const attile_op* op);
 ATTILE_API void attile_op_destroy(attile_op* op);
 
+/* Waits for all work on the stream. */
+ATTILE_API attile_status attile_cuda_synchronize(int32_t device_id, void* stream);
+
 ATTILE_API const char* attile_last_error(void);
 ATTILE_API int32_t attile_abi_version(void);
-/* JSON: version, ABI, compiler, CPU features, kernels with their ISA and whether this CPU runs them, threads. */
+/* JSON: version, ABI, compiler, CPU features, kernels with their ISA and whether this machine runs them, CUDA and GPUs, threads. */
 ATTILE_API const char* attile_show_config(void);
 ATTILE_API attile_status attile_set_num_threads(int32_t n); /* 0: the default */
 ATTILE_API int32_t attile_get_num_threads(void);
