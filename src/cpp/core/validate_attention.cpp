@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "core/option_checks.hpp"
+#include "core/attention_checks.hpp"
 #include "core/validate.hpp"
 
 namespace attile {
@@ -15,7 +15,6 @@ struct Validator {
   const attile_flash_attention_params& p;
   const char* f = "flash_attention";
   AttentionProblem problem{};
-  bool packed = false;
   int32_t rank = 0;
 
   bool present(const attile_tensor* t) const { return t != nullptr; }
@@ -75,40 +74,13 @@ struct Validator {
     problem.group = problem.heads_k ? problem.heads_q / problem.heads_k : 1;
   }
 
-  Sequences sequences(const char* cu_name, const attile_tensor* cu, const char* name, const attile_tensor& x) {
-    Sequences s;
-    s.rows = x.shape[rank - 3];
-    s.batch = rank == 4 ? x.shape[0] : 1;
-    s.longest = s.rows;
-    if (!cu) return s;
-    s.cu = index_view(f, cu_name, *cu);
-    s.packed = packed;
-    if (s.cu.size < 1) value_error(f, std::string(cu_name) + " must have at least one entry", "length batch + 1", s.cu.size);
-    if (packed) s.batch = s.cu.size - 1;
-    else if (s.cu.size != s.batch + 1) value_error(f, axis(cu_name, 0) + " must equal batch + 1", s.batch + 1, s.cu.size);
-    if (s.cu.on_device) return s;  // the kernels read it, and clamp what they find
-    if (s.cu[0] != 0) value_error(f, std::string(cu_name) + "[0] must be zero", int64_t{0}, s.cu[0]);
-    s.longest = 0;
-    for (int64_t b = 0; b < s.batch; ++b) {
-      const std::string entry = std::string(cu_name) + "[" + std::to_string(b + 1) + "]";
-      if (s.cu[b + 1] < s.cu[b]) value_error(f, entry + " must not decrease", "at least " + std::to_string(s.cu[b]), s.cu[b + 1]);
-      if (!packed && s.length(b) > s.rows)
-        value_error(f, entry + " makes a sequence longer than " + axis(name, 1), "a length of at most " + std::to_string(s.rows), s.length(b));
-      s.longest = std::max(s.longest, s.length(b));
-    }
-    if (packed && s.cu[s.batch] > s.rows)
-      value_error(f, std::string(cu_name) + "[-1] must be at most " + axis(name, 0), "at most " + std::to_string(s.rows), s.cu[s.batch]);
-    return s;
-  }
-
   void all_sequences() {
     const bool q = present(p.cum_seqlens_q), k = present(p.cum_seqlens_k);
     if (rank == 3 && q != k)
       value_error(f, "cum_seqlens_q and cum_seqlens_k must both be given for packed arrays of rank 3", "both",
                   q ? "cum_seqlens_q alone" : "cum_seqlens_k alone");
-    packed = rank == 3 && q;
-    problem.q_seqs = sequences("cum_seqlens_q", p.cum_seqlens_q, "query", *p.query);
-    problem.k_seqs = sequences("cum_seqlens_k", p.cum_seqlens_k, "key", *p.key);
+    problem.q_seqs = checked_sequences(f, "cum_seqlens_q", p.cum_seqlens_q, "query", *p.query, rank - 3);
+    problem.k_seqs = checked_sequences(f, "cum_seqlens_k", p.cum_seqlens_k, "key", *p.key, rank - 3);
     if (problem.q_seqs.batch != problem.k_seqs.batch)
       value_error(f, axis("cum_seqlens_k", 0) + " must equal " + axis("cum_seqlens_q", 0), problem.q_seqs.batch + 1, problem.k_seqs.batch + 1);
     problem.batch = problem.q_seqs.batch;
@@ -116,39 +88,13 @@ struct Validator {
     if (k) problem.options |= kVarlenK;
   }
 
-  // A bias or mask, broadcast to [B, Hq, Nq, Nk] with zero strides; with cum_seqlens the last two may be longer than needed. Where
-  // the host does not know the lengths they may also be shorter than what it must assume: the view then keeps its own extent.
-  View broadcast(const char* name, const attile_tensor& t) {
-    const int64_t target[4] = {problem.batch, problem.heads_q, problem.q_seqs.longest, problem.k_seqs.longest};
-    const bool ragged[4] = {false, false, bool(problem.q_seqs.cu), bool(problem.k_seqs.cu)};
-    const bool unknown[4] = {false, false, problem.q_seqs.cu.on_device, problem.k_seqs.cu.on_device};
-    auto refuse = [&] {
-      std::string expected = "(";
-      for (int i = 0; i < 4; ++i) expected += (i ? ", " : "") + std::string(ragged[i] ? "at least " : "") + std::to_string(target[i]);
-      value_error(f, std::string(name) + ".shape must broadcast to [batch, heads_q, seqlen_q, seqlen_k]", expected + ")", t);
-    };
-    if (t.rank > 4) refuse();
-    check_contiguous(f, name, t, true);
-    View v = view_of(t);
-    for (int i = 0; i < 4; ++i) {
-      if (v.shape[i] == 1) v.stride[i] = 0;
-      else if (unknown[i] && v.shape[i] < target[i]) continue;
-      else if (ragged[i] ? v.shape[i] < target[i] : v.shape[i] != target[i]) refuse();
-      v.shape[i] = target[i];
-    }
-    return v;
-  }
-
   void bias_and_mask() {
     if (present(p.bias)) {
-      floating_dtype(f, "bias", *p.bias, "float64, float32, float16 or bfloat16", false);
-      problem.bias = broadcast("bias", *p.bias);
+      problem.bias = bias_view(problem, *p.bias);
       problem.options |= kBias;
     }
     if (present(p.attention_mask)) {
-      const DType id = dtype_of(p.attention_mask->dtype);
-      if (id == DType::none || !is_mask(id)) type_error(f, "attention_mask has an unsupported dtype", "bool or an integer type", name_of(p.attention_mask->dtype));
-      problem.attention_mask = broadcast("attention_mask", *p.attention_mask);
+      problem.attention_mask = attention_mask_view(problem, *p.attention_mask);
       problem.options |= kAttentionMask;
     }
   }
@@ -202,11 +148,8 @@ struct Validator {
   }
 
   void dropout() {
-    if (!(p.dropout_prob >= 0 && p.dropout_prob < 1)) value_error(f, "dropout_prob is out of range", "0 <= dropout_prob < 1", p.dropout_prob);
-    if (p.dropout_prob == 0) return;
-    if (!p.has_dropout_seed) value_error(f, "dropout_prob > 0 needs dropout_seed", "an integer", "none");
-    problem.dropout = {p.dropout_seed, static_cast<uint32_t>(std::floor(p.dropout_prob * 0x1p32)), 1 / (1 - p.dropout_prob)};
-    problem.options |= kDropout;
+    problem.dropout = checked_dropout(f, p.dropout_prob, p.has_dropout_seed, p.dropout_seed);
+    if (p.dropout_prob > 0) problem.options |= kDropout;
   }
 
   void rest() {
