@@ -4,6 +4,7 @@
 
 #include "attile/attile.h"
 #include "core/kernel_table.hpp"
+#include "core/mla_decode_problem.hpp"
 #include "core/problem.hpp"
 
 namespace attile {
@@ -17,6 +18,10 @@ struct MergeProblem {
   View out_a, lse_a, out_b, lse_b;
 };
 MergeProblem validate(const attile_merge_states_params& params);
+
+// With a plan: the arrays of one run of a planned batch.
+MlaDecodeProblem validate(const attile_mla_decode_params& params, const MlaDecodePlan* plan);
+MlaDecodePlan validate(const attile_mla_plan_params& params);
 
 // Shape, dtype, device of an output against its specification, contiguous last dimension, no overlap with itself.
 void validate_output(const char* function, const char* name, const attile_tensor& given, const attile_tensor& expected);

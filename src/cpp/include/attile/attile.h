@@ -145,11 +145,70 @@ typedef struct attile_merge_states_params {
   const attile_tensor* lse_b;
 } attile_merge_states_params;
 
+/* A batch of sequences of any lengths over a paged cache, apart from its arrays: checked and copied by `create`, used by any number of
+ * attile_mla_decode_create, and to be kept until their operations are destroyed. */
+typedef struct attile_mla_plan attile_mla_plan;
+
+typedef struct attile_mla_plan_params {
+  size_t struct_size;
+  const attile_tensor* qo_indptr;  /* [B+1]; index arrays are on the host */
+  const attile_tensor* kv_indptr;  /* [B+1] */
+  const attile_tensor* kv_indices; /* at least kv_indptr[B] page numbers */
+  const attile_tensor* kv_len_arr; /* [B] */
+  int64_t num_heads;
+  int64_t head_dim_ckv;
+  int64_t head_dim_kpe;
+  int64_t page_size;
+  double softmax_scale;
+  attile_dtype q_dtype;
+  attile_dtype kv_dtype;
+  int32_t causal; /* bottom-right */
+} attile_mla_plan_params;
+
+typedef struct attile_mla_decode_params {
+  size_t struct_size;
+  const attile_tensor* q_nope;     /* [B,Sq,H,L]; with a plan [total,H,L] */
+  const attile_tensor* q_pe;       /* [B,Sq,H,R] */
+  const attile_tensor* ckv;        /* [B,Tk,L], or [pages,page_size,L] */
+  const attile_tensor* kpe;        /* [B,Tk,R] or [pages,page_size,R], or with a head axis before R */
+  const attile_tensor* kv_lens;    /* [B] */
+  const attile_tensor* page_table; /* [B,max_pages] */
+  const attile_tensor* ckv_scale;  /* float8 only */
+  const attile_tensor* softmax_aux;
+  double softmax_scale;
+  double logits_soft_cap;
+  int32_t has_logits_soft_cap;
+  int32_t causal; /* bottom-right */
+  int32_t return_lse;
+  int32_t lse_base_2; /* lse in base 2 */
+  int32_t platform;   /* attile_platform */
+  attile_config config;
+  const attile_mla_plan* plan; /* null: a batch of equal query lengths. Else it gives lengths, pages, causal and the scale, and lse is [total,H] */
+} attile_mla_decode_params;
+
+/* New tokens into the pages of a cache, in place. The caches may be two views of one array. */
+typedef struct attile_append_paged_mla_kv_cache_params {
+  size_t struct_size;
+  const attile_tensor* append_ckv;       /* [n,L] */
+  const attile_tensor* append_kpe;       /* [n,R] */
+  const attile_tensor* batch_indices;    /* [n]; index arrays are on the host */
+  const attile_tensor* positions;        /* [n] */
+  const attile_tensor* ckv_cache;        /* [pages,page_size,L] */
+  const attile_tensor* kpe_cache;        /* [pages,page_size,R] */
+  const attile_tensor* kv_indices;       /* at least kv_indptr[B] page numbers */
+  const attile_tensor* kv_indptr;        /* [B+1] */
+  const attile_tensor* kv_last_page_len; /* [B] */
+} attile_append_paged_mla_kv_cache_params;
+
 typedef struct attile_op attile_op;
 
 ATTILE_API attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op);
 ATTILE_API attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op);
 ATTILE_API attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op);
+ATTILE_API attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan);
+ATTILE_API void attile_mla_plan_destroy(attile_mla_plan* plan);
+ATTILE_API attile_status attile_mla_decode_create(const attile_mla_decode_params* params, attile_op** op);
+ATTILE_API attile_status attile_append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void* stream);
 
 /* How many outputs an operation has (out, lse), and the shape, dtype and device of one; data is null, strides are those of a
  * C-contiguous array. */

@@ -1,0 +1,203 @@
+// MLA decoding of one unit by vectors: lanes are rows, tokens times heads, so that one tile of the cache serves all of them.
+//
+//   for tiles of block_k keys:  copy [ckv, kpe] to scratch, once as keys and once as values
+//     for panels of rows:  S^T = K Q^T  (+ rope keys of the heads);  adjust;  P^T = softmax;  O^T = alpha O^T + V^T P^T
+//
+// The products, the adjustments and the softmax are those of forward/. Q^T is [L, R] as one matrix, L padded with zeros to whole chunks.
+// Where each head has its own rope key, lanes meet different keys: a vector of them is transposed in registers for each key, R
+// multiply-adds a key and vector beside the L + L of the products.
+// Cost: rows keys (2 L + R) multiply-adds; each byte of the cache is read once.
+#pragma once
+
+#include "cpu/forward/pack.hpp"
+#include "cpu/forward/product.hpp"
+#include "cpu/forward/scores.hpp"
+#include "cpu/forward/softmax.hpp"
+#include "cpu/forward/state.hpp"
+#include "cpu/mla_decode/keys.hpp"
+
+namespace attile::ATTILE_ISA {
+
+// Elements of T that hold one packed element: bfloat16 pairs travel as float32.
+inline constexpr int kPair = kBf16Pairs ? 2 : 1;
+
+template <class T>
+struct DecodeScratch {
+  int64_t latent_dim, packed_dim;  // of Q^T and K: the latent with its padding, and with the rope part
+  int64_t k_rows, v_row;
+  size_t q, q_rope, k, v, scores, keys, bytes;  // offsets
+
+  explicit DecodeScratch(const MlaDecodeShape& s) {
+    const bool shared = s.rope_heads == 1;
+    latent_dim = round_up(s.latent / kPair, kChunk);
+    packed_dim = latent_dim + (shared ? s.rope / kPair : 0);
+    k_rows = s.block_k + kBlockStep;
+    v_row = round_up(s.latent, kChunk) + kChunk;
+    bytes = 0;
+    q = take(s.rows * packed_dim * sizeof(T));
+    q_rope = take(shared ? 0 : s.rows * s.rope * sizeof(T));
+    k = take(round_up(packed_dim, kChunk) * k_rows * sizeof(T));
+    v = take(s.block_k * v_row * sizeof(T));
+    scores = take(round_up(s.block_k, kBlockStep) * kPanel<T> * sizeof(T));
+    keys = take(s.block_k * sizeof(KeyRow));
+  }
+
+ private:
+  size_t take(size_t size) {
+    const size_t begin = bytes;
+    bytes += (size + 63) / 64 * 64;
+    return begin;
+  }
+};
+
+template <class T>
+struct DecodeTile {
+  T *q, *q_rope, *k, *v, *scores;
+  KeyRow* keys;
+
+  DecodeTile(const DecodeScratch<T>& layout, char* scratch)
+      : q(at(scratch, layout.q)), q_rope(at(scratch, layout.q_rope)), k(at(scratch, layout.k)), v(at(scratch, layout.v)),
+        scores(at(scratch, layout.scores)), keys(reinterpret_cast<KeyRow*>(scratch + layout.keys)) {}
+
+ private:
+  static T* at(char* scratch, size_t offset) { return reinterpret_cast<T*>(scratch + offset); }
+};
+
+// `dims` elements of a vector of rows to to[d * kPanel], the first of row l at row_at(l).
+template <class T, class RowAt>
+inline void pack_rows(RowAt row_at, DType dtype, int64_t dims, T* to) {
+  with_input_format<T>(dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Storage = typename Format::Storage;
+    for_each_transposed<T, Storage>(row_at, sizeof(Storage), dims, [](const void* p) { return load_as<T, Format>(p); },
+                                    [&](int64_t d, Vec<T> lanes) { store(to + d * kPanel<T>, lanes); });
+  });
+}
+
+inline DType pair_dtype(const Unit& u) { return kBf16Pairs ? DType::f32 : u.dtype; }
+
+template <class T>
+inline void pack_decode_queries(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, int64_t padded_rows, const DecodeTile<T>& tile) {
+  const Unit& u = m.base;
+  for (int64_t r = 0; r < padded_rows; r += kLanes<T>) {
+    const int64_t panel = r / kPanel<T> * kPanel<T>;
+    T* q = tile.q + panel * layout.packed_dim + r % kPanel<T>;
+    for (int64_t d = m.shape.latent / kPair; d < layout.latent_dim; ++d) store(q + d * kPanel<T>, Vec<T>{});
+    pack_rows<T>([&](int l) { return u.rows[r + l].q; }, pair_dtype(u), m.shape.latent / kPair, q);
+    if (m.shape.rope == 0) continue;
+    const auto rope_at = [&](int l) { return m.rope[r + l].q; };
+    if (m.shape.rope_heads == 1) {
+      pack_rows<T>(rope_at, pair_dtype(u), m.shape.rope / kPair, q + layout.latent_dim * kPanel<T>);
+    } else {
+      pack_rows<T>(rope_at, u.dtype, m.shape.rope, tile.q_rope + panel * m.shape.rope + r % kPanel<T>);
+    }
+  }
+}
+
+template <class T>
+inline void pack_decode_tile(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t keys) {
+  const Unit& u = m.base;
+  // A panel may begin at any key of the tile and computes a multiple of kBlockStep: hence the zeros behind the last key.
+  const int64_t padded = keys + kBlockStep - 1;
+  const auto latent_at = [&](int64_t j) { return tile.keys[j].ckv; };
+  pack_keys<T>(latent_at, pair_dtype(u), keys, padded, m.shape.latent / kPair, layout.k_rows, tile.k);
+  if (m.shape.rope > 0 && m.shape.rope_heads == 1)
+    pack_keys<T>([&](int64_t j) { return tile.keys[j].kpe; }, pair_dtype(u), keys, padded, m.shape.rope / kPair, layout.k_rows,
+                 tile.k + layout.latent_dim * layout.k_rows);
+  if constexpr (kBf16Pairs) {
+    pack_value_pairs(latent_at, keys, m.shape.latent, layout.v_row, tile.v);
+  } else {
+    pack_values<T>(latent_at, u.dtype, keys, m.shape.latent, layout.v_row, tile.v);
+  }
+}
+
+// s += q_pe . kpe of each row's own head.
+template <class T, int N>
+inline __attribute__((noinline)) void add_head_rope(const MlaDecodeUnit& m, const RopeRow* rows, const T* q, const KeyRow* keys, int64_t count,
+                                                    T* s) {
+  with_input_format<T>(m.base.dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Storage = typename Format::Storage;
+    for (int n = 0; n < N; ++n) {
+      int64_t offset[kLanes<T>];
+      for (int l = 0; l < kLanes<T>; ++l) offset[l] = rows[n * kLanes<T> + l].head * m.kpe_head;
+      for (int64_t j = 0; j < count; ++j) {
+        const char* kpe = keys[j].kpe;
+        T* at = s + j * kPanel<T> + n * kLanes<T>;
+        Vec<T> sum{};
+        for_each_transposed<T, Storage>([&](int l) { return kpe + offset[l]; }, sizeof(Storage), m.shape.rope,
+                                        [](const void* p) { return load_as<T, Format>(p); },
+                                        [&](int64_t d, Vec<T> lanes) { sum = fma(lanes, load<Vec<T>>(q + d * kPanel<T> + n * kLanes<T>), sum); });
+        store(at, load<Vec<T>>(at) + sum);
+      }
+    }
+  });
+}
+
+template <class T, int N>
+inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t panel, int64_t tile_begin,
+                         int64_t tile_end) {
+  const Unit& u = m.base;
+  const QueryRow* rows = u.rows + panel * kPanel<T>;
+  const PanelKeys seen = panel_keys(rows, N * kLanes<T>);
+  const int64_t end = seen.end < tile_end ? seen.end : tile_end, count = end - tile_begin;  // every row sees from key 0 on
+  if (count <= 0) return;
+  const bool full = seen.every_end >= end;
+
+  scores_product<T, N>(tile.k, layout.k_rows * kChunk, round_up(count, kBlockStep), tile.q + panel * kPanel<T> * layout.packed_dim,
+                       layout.packed_dim, tile.scores);
+  if (m.shape.rope_heads > 1)
+    add_head_rope<T, N>(m, m.rope + panel * kPanel<T>, tile.q_rope + panel * kPanel<T> * m.shape.rope, tile.keys, count, tile.scores);
+  adjust_scores<T, N>(u, rows, tile_begin, count, 0, full, tile.scores);
+
+  const PanelState<T> state = panel_state<T>(u, u.state, panel);
+  const T c = scores_are_natural(u) ? kLog2E<T> : static_cast<T>(u.softmax_scale * kLog2E<double>);
+  Vec<T> alpha[N];
+  softmax<T, N>(tile.scores, count, c, state.max, state.sum, alpha);
+  if constexpr (kBf16Pairs) pair_probabilities<T, N>(tile.scores, count);
+  values_product<T, N>(tile.v, layout.v_row, round_up(m.shape.latent, kBlockStep), tile.scores, (count + kPair - 1) / kPair, alpha, state.out);
+}
+
+template <class T>
+size_t decode_scratch_bytes(const MlaDecodeShape& shape) {
+  return DecodeScratch<T>(shape).bytes;
+}
+
+template <class T>
+void decode_attend(const MlaDecodeUnit& m, bool finish) {
+  const Unit& u = m.base;
+  const DecodeScratch<T> layout(m.shape);
+  const DecodeTile<T> tile(layout, m.scratch);
+  const int64_t padded_rows = round_up(u.count, kLanes<T>), panels = round_up(padded_rows, kPanel<T>) / kPanel<T>;
+  pack_decode_queries<T>(m, layout, padded_rows, tile);
+  // Columns of padding between the latent and the rope part: read by the product, never written.
+  if (m.shape.latent / kPair % kChunk != 0) __builtin_memset(tile.k, 0, layout.latent_dim * layout.k_rows * sizeof(T));
+  begin_state<T>(u, padded_rows);
+  for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
+    const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
+    find_keys(m, begin, end, tile.keys);
+    pack_decode_tile<T>(m, layout, tile, end - begin);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      if (padded_rows - panel * kPanel<T> >= kPanel<T>) {
+        decode_panel<T, kPanelVectors>(m, layout, tile, panel, begin, end);
+      } else {
+        decode_panel<T, 1>(m, layout, tile, panel, begin, end);
+      }
+    }
+  }
+  if (finish) write_rows<T>(u, u.state);
+}
+
+extern const MlaDecodeIsa kMlaDecode;
+#if ATTILE_ISA_BF16_PAIRS
+const MlaDecodeIsa kMlaDecode = {
+    kVectorBytes, kBlockStep, {decode_scratch_bytes<float>, nullptr}, {decode_attend<float>, nullptr}, {join<float>, nullptr}};
+#else
+const MlaDecodeIsa kMlaDecode = {kVectorBytes,
+                                 kBlockStep,
+                                 {decode_scratch_bytes<float>, decode_scratch_bytes<double>},
+                                 {decode_attend<float>, decode_attend<double>},
+                                 {join<float>, join<double>}};
+#endif
+
+}  // namespace attile::ATTILE_ISA
