@@ -8,6 +8,7 @@
 #include "cpu/denormals.hpp"
 #include "cpu/forward_layout.hpp"
 #include "cpu/scalars.hpp"
+#include "cpu/sinks.hpp"
 #include "cpu/threads.hpp"
 
 namespace attile {
@@ -82,22 +83,6 @@ int64_t choose_splits(const AttentionProblem& p, int64_t block_q, int64_t block_
   if (rows == 0 || rows > std::min(kRows, block_q)) return 1;
   const int64_t units = std::max<int64_t>(1, p.batch * p.heads_k), keys = p.k_seqs.longest;
   return std::clamp<int64_t>(std::min(ceil_div(kUnits, units), keys / std::max(kKeys, block_k)), 1, kUnits);
-}
-
-// The sinks of query head h in base 2: the maximum as the accumulator holds it, and the sum relative to that.
-void read_sinks(const AttentionProblem& p, int64_t h, QueryRow& row) {
-  const double log2e = 1.4426950408889634;
-  const int64_t n = p.sinks.shape[3];
-  double top = -std::numeric_limits<double>::infinity(), sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double x = read_floating(p.sinks.dtype, p.sinks.at(0, 0, h, i)) * log2e;
-    top = x > top ? x : top;
-  }
-  if (p.dtype != DType::f64) top = static_cast<float>(top);
-  const double base = std::isinf(top) && top < 0 ? 0 : top;
-  for (int64_t i = 0; i < n; ++i) sum += std::exp2(read_floating(p.sinks.dtype, p.sinks.at(0, 0, h, i)) * log2e - base);
-  row.sink_max = top;
-  row.sink_sum = sum;
 }
 
 struct Run {

@@ -163,6 +163,14 @@ size_t decode_scratch_bytes(const MlaDecodeShape& shape) {
   return DecodeScratch<T>(shape).bytes;
 }
 
+// A tile of keys and values within a fifth of L2.
+inline int64_t decode_block_k(int64_t, int64_t head_dims, int64_t element_bytes) {
+  constexpr int64_t kLargest = 144, kStep = 48, kBytes = 208 << 10;
+  int64_t keys = kLargest;
+  while (keys > kStep && keys * head_dims * element_bytes > kBytes) keys -= kStep;
+  return keys;
+}
+
 template <class T>
 void decode_attend(const MlaDecodeUnit& m, bool finish) {
   const Unit& u = m.base;
@@ -191,10 +199,11 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
 extern const MlaDecodeIsa kMlaDecode;
 #if ATTILE_ISA_BF16_PAIRS
 const MlaDecodeIsa kMlaDecode = {
-    kVectorBytes, kBlockStep, {decode_scratch_bytes<float>, nullptr}, {decode_attend<float>, nullptr}, {join<float>, nullptr}};
+    kVectorBytes, kBlockStep, decode_block_k, {decode_scratch_bytes<float>, nullptr}, {decode_attend<float>, nullptr}, {join<float>, nullptr}};
 #else
 const MlaDecodeIsa kMlaDecode = {kVectorBytes,
                                  kBlockStep,
+                                 decode_block_k,
                                  {decode_scratch_bytes<float>, decode_scratch_bytes<double>},
                                  {decode_attend<float>, decode_attend<double>},
                                  {join<float>, join<double>}};

@@ -1,0 +1,315 @@
+#include "cpu/mla_decode/driver.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <tuple>
+
+#include "cpu/denormals.hpp"
+#include "cpu/scalars.hpp"
+#include "cpu/sinks.hpp"
+#include "cpu/threads.hpp"
+
+namespace attile {
+namespace {
+
+constexpr int64_t kMaxBlock = 4096, kMaxSplits = 1024;
+
+int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
+int64_t up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
+
+// A block of rows of a sequence, and its keys.
+struct Block {
+  int64_t sequence, first, count;
+  int64_t keys;      // the rows see keys [0, keys) at most
+  int64_t splits;    // parts of these, at least 1
+  int64_t part;      // number of the first part's state; splits == 1: none
+};
+
+// One part of a block's keys.
+struct Item {
+  int64_t block, split, keys;
+};
+
+// Keys in a part: the longest sequence has num_splits of them.
+int64_t part_keys(const AttentionProblem& p, const Plan& plan) {
+  return std::max(plan.block_k, up(ceil_div(p.k_seqs.longest, plan.num_splits), plan.block_k));
+}
+
+// Calls f for every block, in the order of the batch.
+template <class F>
+void for_each_block(const AttentionProblem& p, int64_t block_q, int64_t keys_of_part, F f) {
+  int64_t part = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t rows = p.q_seqs.length(b) * p.group;
+    const Mask mask = p.mask(b);
+    for (int64_t r = 0; r < rows; r += block_q) {
+      const int64_t count = std::min(block_q, rows - r);
+      const int64_t keys = mask.keys(r / p.group, (r + count - 1) / p.group + 1).end;
+      const int64_t splits = std::max<int64_t>(1, ceil_div(keys, keys_of_part));
+      f(Block{b, r, count, keys, splits, part});
+      if (splits > 1) part += splits;
+    }
+  }
+}
+
+struct Counts {
+  int64_t blocks = 0, items = 0, parts = 0;
+  double work = 0;  // multiply-adds
+};
+
+Counts count(const MlaDecodeProblem& p, int64_t block_q, int64_t keys_of_part) {
+  Counts n;
+  for_each_block(p, block_q, keys_of_part, [&](const Block& block) {
+    ++n.blocks;
+    n.items += block.splits;
+    if (block.splits > 1) n.parts += block.splits;
+    n.work += static_cast<double>(block.count) * static_cast<double>(block.keys);
+  });
+  n.work *= static_cast<double>(p.latent + p.head_dim);
+  return n;
+}
+
+// Keys are cut so that 32 units exist, each of at least 1024 keys and 16 for each row, which makes joining two parts a few percent of
+// computing them; from shapes and lengths alone, so that the bits do not depend on threads.
+int64_t choose_splits(const MlaDecodeProblem& p, int64_t block_q) {
+  constexpr int64_t kUnits = 32, kKeys = 1024, kKeysForRow = 16;
+  const int64_t rows = std::min(block_q, p.q_seqs.longest * p.group);
+  const int64_t units = std::max<int64_t>(1, count(p, block_q, Mask::kUnlimited).blocks);
+  return std::clamp<int64_t>(std::min(ceil_div(kUnits, units), p.k_seqs.longest / std::max(kKeys, rows * kKeysForRow)), 1, kUnits);
+}
+
+struct Layout {
+  int64_t lanes, panel;
+  size_t element;
+  size_t max, sum, out, state_bytes;  // of a BlockState, from its start
+  size_t queries, rope, state, scratch, worker_bytes;
+  size_t blocks, items, parts, workers, total;
+  MlaDecodeShape shape;
+
+  Layout(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan, const Counts& n) {
+    element = p.dtype == DType::f64 ? 8 : 4;
+    lanes = isa.vector_bytes / static_cast<int64_t>(element);
+    panel = kPanelVectors * lanes;
+    const int64_t rows = up(plan.block_q, panel);
+    shape = {rows, p.latent, p.rope, p.head_rope ? p.heads_q : 1, plan.block_k, p.dtype};
+
+    size_t at = 0;
+    const auto take = [&](size_t bytes) {
+      const size_t begin = at;
+      at += (bytes + 63) / 64 * 64;
+      return begin;
+    };
+    max = take(rows * element);
+    sum = take(rows * element);
+    out = take(rows * up(p.latent, kChunk) * element);
+    state_bytes = at;
+
+    at = 0;
+    queries = take(rows * sizeof(QueryRow));
+    rope = take(rows * sizeof(RopeRow));
+    state = take(state_bytes);
+    scratch = take(isa.scratch_bytes[element == 8](shape));
+    worker_bytes = at;
+
+    at = 0;
+    blocks = take(n.blocks * sizeof(Block));
+    items = take(n.items * sizeof(Item));
+    parts = take(n.parts * state_bytes);
+    workers = take(plan.workers * worker_bytes);
+    total = at + 64;
+  }
+};
+
+struct Run {
+  const MlaDecodeIsa& isa;
+  const MlaDecodeProblem& p;
+  const Plan& plan;
+  Layout layout;
+  char* base;
+  const Block* blocks;
+  const Item* items;
+  int64_t keys_of_part;
+
+  int accumulator() const { return layout.element == 8; }
+  BlockState state_at(char* at) const { return {at + layout.max, at + layout.sum, at + layout.out}; }
+  BlockState part(const Block& block, int64_t split) const {
+    return state_at(base + layout.parts + (block.part + split) * layout.state_bytes);
+  }
+
+  // Rows of the block, padded to whole vectors with copies of the last; they begin from the sinks in the first part only.
+  void fill_rows(const Block& block, int64_t split, QueryRow* rows, RopeRow* rope) const {
+    const int64_t b = block.sequence, q_batch = p.q_seqs.batch_index(b), q_first = p.q_seqs.first_row(b);
+    const Mask mask = p.mask(b);
+    int64_t i = block.first / p.group, h = block.first % p.group;
+    Range keys = mask.keys(i, i + 1);
+    for (int64_t r = 0; r < block.count; ++r) {
+      QueryRow& row = rows[r];
+      row = {};
+      row.q = p.q.at(q_batch, q_first + i, h);
+      row.out = p.out.at(q_batch, q_first + i, h);
+      row.lse = p.lse ? p.lse.at(q_batch, h, q_first + i) : nullptr;
+      row.key_begin = keys.begin;
+      row.key_end = keys.end;
+      row.sink_max = -std::numeric_limits<double>::infinity();
+      if (p.sinks && split == 0) {
+        if (r < p.group) {
+          read_sinks(p, h, row);
+        } else {
+          row.sink_max = rows[r - p.group].sink_max;
+          row.sink_sum = rows[r - p.group].sink_sum;
+        }
+      }
+      rope[r] = {p.q_pe ? p.q_pe.at(q_batch, q_first + i, h) : nullptr, p.head_rope ? h : 0};
+      if (++h == p.group) {
+        h = 0;
+        ++i;
+        keys = mask.keys(i, i + 1);
+      }
+    }
+    for (int64_t r = block.count; r < up(block.count, layout.lanes); ++r) {
+      rows[r] = rows[block.count - 1];
+      rope[r] = rope[block.count - 1];
+    }
+  }
+
+  MlaDecodeUnit make_unit(const Block& block, int64_t split, int worker) const {
+    char* own = base + layout.workers + worker * layout.worker_bytes;
+    QueryRow* rows = reinterpret_cast<QueryRow*>(own + layout.queries);
+    RopeRow* rope = reinterpret_cast<RopeRow*>(own + layout.rope);
+    fill_rows(block, split, rows, rope);
+
+    MlaDecodeUnit m{};
+    Unit& u = m.base;
+    u.rows = rows;
+    u.count = block.count;
+    u.head_dim = p.head_dim;
+    u.head_dim_v = p.latent;
+    u.dtype = p.dtype;
+    const int64_t size = static_cast<int64_t>(size_of(p.dtype));
+    const int64_t batch = p.page_table ? 0 : block.sequence;
+    u.k = u.v = p.k.at(batch, 0, 0);
+    u.k_stride = u.v_stride = p.k.stride[1] * size;
+    m.kpe = p.kpe ? p.kpe.at(batch, 0, 0) : nullptr;
+    m.kpe_stride = p.kpe.stride[1] * size;
+    m.kpe_page = p.kpe.stride[0] * size;
+    m.kpe_head = p.kpe.stride[2] * size;
+    if (p.page_table) {
+      const int64_t page = p.k.stride[0] * size;
+      u.pages = {p.page_entry(block.sequence, 0), p.page_table.dtype, p.page_table.stride[3] * static_cast<int64_t>(size_of(p.page_table.dtype)),
+                 p.page_size(), page, page};
+    }
+    u.key_begin = std::min(block.keys, split * keys_of_part);
+    u.key_end = std::min(block.keys, u.key_begin + keys_of_part);
+    u.block_k = plan.block_k;
+    u.softmax_scale = p.softmax_scale;
+    u.softcap = p.has(kSoftcap) ? p.softcap : 0;
+    u.logits_dtype = u.bias_dtype = u.key_ids_dtype = DType::none;
+    u.normalize = true;
+    u.state = state_at(own + layout.state);
+    m.rope = rope;
+    m.shape = layout.shape;
+    m.scratch = own + layout.scratch;
+    return m;
+  }
+
+  // lse is natural in the kernels.
+  void scale_lse(const Unit& u) const {
+    if (p.lse_scale == 1 || !p.lse) return;
+    for (int64_t r = 0; r < u.count; ++r) write_floating(p.lse.dtype, u.rows[r].lse, read_floating(p.lse.dtype, u.rows[r].lse) * p.lse_scale);
+  }
+
+  void attend(int64_t index, int worker) const {
+    const FlushDenormals mode;
+    const Block& block = blocks[items[index].block];
+    MlaDecodeUnit m = make_unit(block, items[index].split, worker);
+    const bool whole = block.splits == 1;
+    if (!whole) m.base.state = part(block, items[index].split);
+    isa.attend[accumulator()](m, whole);
+    if (whole) scale_lse(m.base);
+  }
+
+  void join(const Block& block, int worker) const {
+    const FlushDenormals mode;
+    const MlaDecodeUnit m = make_unit(block, 0, worker);
+    BlockState parts[kMaxSplits];
+    for (int64_t s = 0; s < block.splits; ++s) parts[s] = part(block, s);
+    isa.join[accumulator()](m.base, parts, block.splits);
+    scale_lse(m.base);
+  }
+
+  // Tokens of a packed batch behind its last sequence.
+  void clear() const {
+    if (!p.q_seqs.packed) return;
+    for (int64_t t = p.q_seqs.cu[p.batch]; t < p.q_seqs.rows; ++t) {
+      for (int64_t h = 0; h < p.heads_q; ++h) {
+        std::memset(p.out.at(0, t, h), 0, p.latent * size_of(p.dtype));
+        if (p.lse) write_floating(p.lse.dtype, p.lse.at(0, h, t), -std::numeric_limits<double>::infinity());
+      }
+    }
+  }
+};
+
+}  // namespace
+
+std::string mla_decode_why_not(const AttentionProblem& problem, const Config& config) {
+  if (problem.dtype > DType::bf16) return "takes float64, float32, float16 and bfloat16 only";
+  const struct {
+    const char* name;
+    int64_t value, most;
+  } fields[] = {
+      {"block_q", config.block_q, kMaxBlock}, {"block_k", config.block_k, kMaxBlock}, {"num_splits", config.num_splits, kMaxSplits}};
+  for (const auto& [name, value, most] : fields)
+    if (value < 0 || value > most)
+      return std::string("cfg.") + name + " must be at most " + std::to_string(most) + ": got " + std::to_string(value);
+  return "";
+}
+
+Plan plan_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Config& config, int threads) {
+  constexpr int64_t kRows = 128;
+  const int64_t element = p.dtype == DType::f64 ? 8 : 4, lanes = isa.vector_bytes / element;
+  Plan plan;
+  const int64_t rows = std::max<int64_t>(1, p.q_seqs.longest * p.group);
+  plan.block_q = up(std::min(config.block_q ? config.block_q : kRows, rows), lanes);
+  plan.block_k = config.block_k ? config.block_k : isa.block_k(plan.block_q, p.head_dim + p.latent, element);
+  plan.block_k = up(std::min(plan.block_k, std::max<int64_t>(1, p.k_seqs.longest)), isa.block_step);
+  plan.num_splits = config.num_splits ? std::min(config.num_splits, std::max<int64_t>(1, ceil_div(p.k_seqs.longest, plan.block_k)))
+                                      : choose_splits(p, plan.block_q);
+
+  // Waking a thread costs 3 us: about as much as this many multiply-adds.
+  constexpr double kSerialWork = 3e5;
+  const Counts n = count(p, plan.block_q, part_keys(p, plan));
+  plan.workers = n.work < kSerialWork ? 1 : static_cast<int>(std::clamp<int64_t>(n.items, 1, std::max(1, threads)));
+  plan.workspace_bytes = Layout(isa, p, plan, n).total;
+  return plan;
+}
+
+void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan, void* workspace, const attile_executor* executor) {
+  const int64_t keys_of_part = part_keys(p, plan);
+  const Counts n = count(p, plan.block_q, keys_of_part);
+  const Layout layout(isa, p, plan, n);
+  char* base = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
+  Block* blocks = reinterpret_cast<Block*>(base + layout.blocks);
+  Item* items = reinterpret_cast<Item*>(base + layout.items);
+  const Run run{isa, p, plan, layout, base, blocks, items, keys_of_part};
+  run.clear();
+  if (n.blocks == 0) return;
+
+  // Longest first.
+  Item* end = items;
+  for_each_block(p, plan.block_q, keys_of_part, [&](const Block& block) {
+    *blocks = block;
+    for (int64_t s = 0; s < block.splits; ++s)
+      *end++ = {blocks - run.blocks, s, std::min(keys_of_part, block.keys - s * keys_of_part)};
+    ++blocks;
+  });
+  std::sort(items, end, [](const Item& a, const Item& b) { return std::tuple(-a.keys, a.block, a.split) < std::tuple(-b.keys, b.block, b.split); });
+
+  parallel_for(executor, n.items, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
+  if (n.parts == 0) return;
+  parallel_for(executor, n.blocks, plan.workers, [&](int64_t index, int worker) {
+    if (run.blocks[index].splits > 1) run.join(run.blocks[index], worker);
+  });
+}
+
+}  // namespace attile

@@ -1,0 +1,83 @@
+// The kernels of MLA decoding on the CPU, fastest first: one source, a row for every instruction set that it was compiled for.
+#include "cpu/features.hpp"
+#include "cpu/mla_decode/driver.hpp"
+
+namespace attile {
+
+namespace avx512bf16 {
+extern const MlaDecodeIsa kMlaDecode;
+}
+namespace avx512 {
+extern const MlaDecodeIsa kMlaDecode;
+}
+namespace avx2 {
+extern const MlaDecodeIsa kMlaDecode;
+}
+namespace portable {
+extern const MlaDecodeIsa kMlaDecode;
+}
+
+namespace {
+
+// Everything that mla_decode can ask for but float8.
+constexpr uint64_t kHonours = kSinks | kCausal | kSoftcap | kVarlenQ | kLse | kKvLens | kPages;
+
+bool always() { return true; }
+
+extern const Kernel kTable[];
+
+// Which instance of the kernel takes a problem.
+using ChooseIsa = const MlaDecodeIsa& (*)(const MlaDecodeProblem&);
+
+#if ATTILE_ISA_AVX512
+// bfloat16 by dot products of pairs where the CPU is fast at them, else widened to float32.
+const MlaDecodeIsa& choose_avx512(const MlaDecodeProblem& problem) {
+#if ATTILE_ISA_AVX512BF16
+  if (problem.dtype == DType::bf16 && fast_bf16_dots()) return avx512bf16::kMlaDecode;
+#endif
+  (void)problem;
+  return avx512::kMlaDecode;
+}
+#endif
+#if ATTILE_ISA_AVX2
+const MlaDecodeIsa& choose_avx2(const MlaDecodeProblem&) { return avx2::kMlaDecode; }
+#endif
+const MlaDecodeIsa& choose_portable(const MlaDecodeProblem&) { return portable::kMlaDecode; }
+
+template <ChooseIsa kIsa, int kRow>
+constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
+  return {name,
+          isa,
+          kHonours,
+          available,
+          mla_decode_why_not,
+          [](const AttentionProblem& problem, const Config& config, int threads) {
+            const MlaDecodeProblem& p = mla_decode(problem);
+            Plan plan = plan_mla_decode(kIsa(p), p, config, threads);
+            plan.kernel = &kTable[kRow];
+            return plan;
+          },
+          [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
+            const MlaDecodeProblem& p = mla_decode(problem);
+            run_mla_decode(kIsa(p), p, plan, workspace, execution.executor);
+          }};
+}
+
+// Rows before the next instruction set.
+constexpr int kAvx512Rows = ATTILE_ISA_AVX512, kAvx2Rows = kAvx512Rows + ATTILE_ISA_AVX2;
+
+const Kernel kTable[] = {
+#if ATTILE_ISA_AVX512
+    row<choose_avx512, 0>("mla_decode_avx512", "avx512", has_avx512),
+#endif
+#if ATTILE_ISA_AVX2
+    row<choose_avx2, kAvx512Rows>("mla_decode_avx2", "avx2", has_avx2),
+#endif
+    row<choose_portable, kAvx2Rows>("mla_decode_portable", "portable", always),
+};
+
+}  // namespace
+
+std::span<const Kernel> cpu_mla_decode_kernels() { return kTable; }
+
+}  // namespace attile
