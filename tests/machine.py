@@ -18,16 +18,16 @@ def jax_64_bit():
     return enable_x64()
 
 
-def kernel_rows():
-    """The CPU's rows of attile's kernel table: dicts with name, isa, device, available."""
+def kernel_rows(function="flash_attention"):
+    """The CPU's kernels of a function: dicts with name, isa, device, function, available."""
     import attile
 
-    return [row for row in attile.show_config()["kernels"] if row["device"] == "cpu"]
+    return [row for row in attile.show_config()["kernels"] if row["device"] == "cpu" and row["function"] == function]
 
 
-def runnable_kernels():
-    """The names of the kernels that this CPU runs."""
-    return [row["name"] for row in kernel_rows() if row["available"]]
+def runnable_kernels(function="flash_attention"):
+    """The names of the function's kernels that this CPU runs."""
+    return [row["name"] for row in kernel_rows(function) if row["available"]]
 
 
 def own_words(kernel, error):

@@ -7,6 +7,7 @@
 #include "attile/attile.h"
 #include "capi/cuda_library.hpp"
 #include "capi/json.hpp"
+#include "capi/mla_plan.hpp"
 #include "capi/op.hpp"
 #include "core/check.hpp"
 #include "core/kernel_table.hpp"
@@ -140,6 +141,20 @@ attile_status attile_merge_states_create(const attile_merge_states_params* param
   return guarded([&] { *op = create_merge_states(read_params(params, "merge_states")); });
 }
 
+attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan) {
+  return guarded([&] { *plan = create_mla_plan(read_params(params, "BatchMLAPagedAttentionWrapper.plan")); });
+}
+
+void attile_mla_plan_destroy(attile_mla_plan* plan) { delete plan; }
+
+attile_status attile_mla_decode_create(const attile_mla_decode_params* params, attile_op** op) {
+  return guarded([&] { *op = create_mla_decode(read_params(params, "mla_decode")); });
+}
+
+attile_status attile_append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void*) {
+  return guarded([&] { append_paged_mla_kv_cache(read_params(params, "append_paged_mla_kv_cache")); });
+}
+
 int32_t attile_op_num_outputs(const attile_op* op) { return op->num_outputs; }
 
 attile_status attile_op_output(const attile_op* op, int32_t index, attile_tensor* output) {
@@ -194,8 +209,11 @@ const char* attile_show_config(void) {
     json.field("abi_version", int64_t{ATTILE_ABI_VERSION}).field("compiler", __VERSION__);
     json.key("cpu_features").raw(cpu_features_json());
     json.key("kernels").open('[');
-    for (const Kernel& kernel : cpu_forward_kernels())
-      json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cpu").flag("available", kernel.available()).close();
+    const struct { const char* function; std::span<const Kernel> kernels; } tables[] = {
+        {"flash_attention", cpu_forward_kernels()}, {"mla_decode", cpu_mla_decode_kernels()}};
+    for (const auto& [function, kernels] : tables)
+      for (const Kernel& kernel : kernels)
+        json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cpu").field("function", function).flag("available", kernel.available()).close();
     add_cuda(json);
     json.field("num_threads", int64_t{num_threads()}).close();
     report = json.text();

@@ -24,8 +24,6 @@ constexpr uint64_t kHonours = kSinks | kCausal | kSoftcap | kVarlenQ | kLse | kK
 
 bool always() { return true; }
 
-extern const Kernel kTable[];
-
 // Which instance of the kernel takes a problem.
 using ChooseIsa = const MlaDecodeIsa& (*)(const MlaDecodeProblem&);
 
@@ -44,7 +42,7 @@ const MlaDecodeIsa& choose_avx2(const MlaDecodeProblem&) { return avx2::kMlaDeco
 #endif
 const MlaDecodeIsa& choose_portable(const MlaDecodeProblem&) { return portable::kMlaDecode; }
 
-template <ChooseIsa kIsa, int kRow>
+template <ChooseIsa kIsa>
 constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
   return {name,
           isa,
@@ -53,9 +51,7 @@ constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
           mla_decode_why_not,
           [](const AttentionProblem& problem, const Config& config, int threads) {
             const MlaDecodeProblem& p = mla_decode(problem);
-            Plan plan = plan_mla_decode(kIsa(p), p, config, threads);
-            plan.kernel = &kTable[kRow];
-            return plan;
+            return plan_mla_decode(kIsa(p), p, config, threads);
           },
           [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
             const MlaDecodeProblem& p = mla_decode(problem);
@@ -63,17 +59,14 @@ constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
           }};
 }
 
-// Rows before the next instruction set.
-constexpr int kAvx512Rows = ATTILE_ISA_AVX512, kAvx2Rows = kAvx512Rows + ATTILE_ISA_AVX2;
-
 const Kernel kTable[] = {
 #if ATTILE_ISA_AVX512
-    row<choose_avx512, 0>("mla_decode_avx512", "avx512", has_avx512),
+    row<choose_avx512>("mla_decode_avx512", "avx512", has_avx512),
 #endif
 #if ATTILE_ISA_AVX2
-    row<choose_avx2, kAvx512Rows>("mla_decode_avx2", "avx2", has_avx2),
+    row<choose_avx2>("mla_decode_avx2", "avx2", has_avx2),
 #endif
-    row<choose_portable, kAvx2Rows>("mla_decode_portable", "portable", always),
+    row<choose_portable>("mla_decode_portable", "portable", always),
 };
 
 }  // namespace

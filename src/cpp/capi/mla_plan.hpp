@@ -1,0 +1,15 @@
+// The plan of a batch behind the C interface.
+#pragma once
+
+#include "core/mla_decode_problem.hpp"
+
+struct attile_mla_plan {
+  attile::MlaDecodePlan plan;
+};
+
+namespace attile {
+
+attile_mla_plan* create_mla_plan(const attile_mla_plan_params& params);
+void append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params& params);
+
+}  // namespace attile
