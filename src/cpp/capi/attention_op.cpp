@@ -7,8 +7,10 @@
 
 namespace attile {
 
-AttentionOp::AttentionOp(const AttentionProblem& valid, const attile_config& given) : attile_op(valid.function), problem(valid) {
+AttentionOp::AttentionOp(const AttentionProblem& valid, const attile_config& given, MlaStrategy strategy)
+    : attile_op(valid.function), problem(valid) {
   config = validate_config(function, given);
+  config.strategy = strategy;
   forced_ = config.kernel;
   config.kernel = forced_;
   if (problem.on_cuda()) cuda_ = &cuda_library(function, problem.device_id);
@@ -49,6 +51,7 @@ std::string AttentionOp::explain() const {
   Json json;
   json.open().field("function", function).field("kernel", plan.kernel->name).field("isa", plan.kernel->isa);
   json.key("plan").open().field("block_q", plan.block_q).field("block_k", plan.block_k).field("num_splits", plan.num_splits);
+  if (plan.strategy != MlaStrategy::none) json.field("strategy", plan.strategy == MlaStrategy::absorb ? "absorb" : "rebuild");
   json.field("workers", int64_t{plan.workers}).close();
   json.field("workspace_bytes", static_cast<int64_t>(plan.workspace_bytes));
   json.key("refused").open('[');

@@ -14,7 +14,7 @@ struct AttentionOp : attile_op {
   Config config;
   Plan plan;
 
-  AttentionOp(const AttentionProblem& valid, const attile_config& given);
+  AttentionOp(const AttentionProblem& valid, const attile_config& given, MlaStrategy strategy = MlaStrategy::none);
   // out and lse for a query of rank 4 or 3; to be called when the inputs are added.
   void add_outputs(const attile_tensor& query);
 
@@ -33,7 +33,9 @@ struct AttentionOp : attile_op {
 
  private:
   size_t kernel_bytes() const { return (plan.workspace_bytes + 255) / 256 * 256; }
-  std::span<const Kernel> kernels() const { return cuda_ ? cuda_->forward_kernels : cpu_forward_kernels(); }
+  std::span<const Kernel> kernels() const {
+    return cuda_ ? cuda_->forward_kernels : problem.has(kLatents) ? cpu_mla_kernels() : cpu_forward_kernels();
+  }
 
   const CudaLibrary* cuda_ = nullptr;  // where the arrays are on CUDA
   HostIndices host_indices_;

@@ -137,6 +137,10 @@ attile_status attile_flash_attention_with_kvcache_create(const attile_flash_atte
   return guarded([&] { *op = create_flash_attention_with_kvcache(read_params(params, "flash_attention_with_kvcache")); });
 }
 
+attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op) {
+  return guarded([&] { *op = create_mla_attention(read_params(params, "mla_attention")); });
+}
+
 attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op) {
   return guarded([&] { *op = create_merge_states(read_params(params, "merge_states")); });
 }
@@ -210,7 +214,7 @@ const char* attile_show_config(void) {
     json.key("cpu_features").raw(cpu_features_json());
     json.key("kernels").open('[');
     const struct { const char* function; std::span<const Kernel> kernels; } tables[] = {
-        {"flash_attention", cpu_forward_kernels()}, {"mla_decode", cpu_mla_decode_kernels()}};
+        {"flash_attention", cpu_forward_kernels()}, {"mla_attention", cpu_mla_kernels()}, {"mla_decode", cpu_mla_decode_kernels()}};
     for (const auto& [function, kernels] : tables)
       for (const Kernel& kernel : kernels)
         json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cpu").field("function", function).flag("available", kernel.available()).close();

@@ -45,6 +45,7 @@ void* thread_scratch(size_t bytes);
 // The operation of one public function; the C interface catches what they throw.
 attile_op* create_flash_attention(const attile_flash_attention_params& params);
 attile_op* create_flash_attention_with_kvcache(const attile_flash_attention_with_kvcache_params& params);
+attile_op* create_mla_attention(const attile_mla_attention_params& params);
 attile_op* create_merge_states(const attile_merge_states_params& params);
 attile_op* create_mla_decode(const attile_mla_decode_params& params);
 

@@ -56,6 +56,7 @@ struct Kernel {
 
 // Fastest first; defined in cpu/kernels.cpp. Those of CUDA are in the table of src/cuda/entry.hpp.
 std::span<const Kernel> cpu_forward_kernels();
+std::span<const Kernel> cpu_mla_kernels();  // of problems with latents; in cpu/mla/kernels.cpp
 
 struct Refusal {
   const Kernel* kernel;

@@ -212,6 +212,8 @@ struct Run {
     return {stage,
             u,
             reinterpret_cast<QueryRow*>(own + layout.queries),
+            ceil_div(u.count, layout.lanes) * layout.lanes,
+            plan.block_q,
             items[index / p.heads_k],
             index % p.heads_k,
             base + layout.hook_units + place * hooks->unit_bytes(plan),

@@ -15,7 +15,8 @@ enum class UnitStage { whole, prepare, part, join };
 struct UnitCall {
   UnitStage stage;
   Unit& unit;
-  QueryRow* rows;
+  QueryRow* rows;  // [padded]
+  int64_t padded, block_q;
   const ForwardItem& item;
   int64_t head;        // key head
   char* unit_scratch;  // kept from stage to stage

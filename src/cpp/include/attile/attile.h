@@ -137,6 +137,39 @@ typedef struct attile_flash_attention_with_kvcache_params {
   attile_config config;
 } attile_flash_attention_with_kvcache_params;
 
+/* How mla_attention meets its keys: rebuilt from the latents tile by tile, or with its queries absorbed into the latent space. */
+typedef enum attile_mla_strategy { ATTILE_MLA_AUTO = 0, ATTILE_MLA_REBUILD = 1, ATTILE_MLA_ABSORB = 2 } attile_mla_strategy;
+
+typedef struct attile_mla_attention_params {
+  size_t struct_size;
+  const attile_tensor* query;     /* [B,Tq,Hq,Dn], with b_k alone [B,Tq,Hq,Dn+R]; packed [total,Hq,..] */
+  const attile_tensor* key_value; /* [B,Tk,L], packed [total,L] */
+  const attile_tensor* w_kc;      /* [L,Hk,Dn] */
+  const attile_tensor* w_vc;      /* [L,Hk,Dv] */
+  const attile_tensor* b_q;       /* [B,Tq,R] or [B,Tq,Hq,R] */
+  const attile_tensor* b_k;       /* [B,Tk,R] or [B,Tk,Hq,R] */
+  const attile_tensor* cu_seqlens;
+  const attile_tensor* bias;
+  const attile_tensor* softmax_aux;
+  const attile_tensor* attention_mask;
+  double softmax_scale;
+  double logits_soft_cap;
+  double dropout_prob;
+  uint64_t dropout_seed;
+  int64_t window_left; /* -1: unlimited */
+  int64_t window_right;
+  int32_t has_softmax_scale; /* 0: 1 / sqrt(Dn + R) */
+  int32_t has_logits_soft_cap;
+  int32_t has_dropout_seed;
+  int32_t has_sliding_window;
+  int32_t causal;
+  int32_t causal_alignment; /* attile_alignment */
+  int32_t return_lse;
+  int32_t platform; /* attile_platform */
+  int32_t strategy; /* attile_mla_strategy */
+  attile_config config;
+} attile_mla_attention_params;
+
 typedef struct attile_merge_states_params {
   size_t struct_size;
   const attile_tensor* out_a; /* [B,T,H,Dv] */
@@ -204,6 +237,7 @@ typedef struct attile_op attile_op;
 
 ATTILE_API attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op);
 ATTILE_API attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op);
+ATTILE_API attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op);
 ATTILE_API attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op);
 ATTILE_API attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan);
 ATTILE_API void attile_mla_plan_destroy(attile_mla_plan* plan);

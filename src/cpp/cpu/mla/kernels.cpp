@@ -1,0 +1,70 @@
+// The MLA kernels of the CPU, fastest first: a row for every instruction set.
+#include "core/kernel_table.hpp"
+#include "cpu/features.hpp"
+#include "cpu/mla/driver.hpp"
+
+namespace attile {
+
+namespace avx512bf16 {
+extern const MlaIsa kMla;
+}
+namespace avx512 {
+extern const MlaIsa kMla;
+}
+namespace avx2 {
+extern const MlaIsa kMla;
+}
+namespace portable {
+extern const MlaIsa kMla;
+}
+
+namespace {
+
+constexpr uint64_t kHonours =
+    kLatents | kBias | kAttentionMask | kSinks | kCausal | kWindow | kSoftcap | kDropout | kVarlenQ | kVarlenK | kLse;
+
+bool always() { return true; }
+
+using ChooseIsa = const MlaIsa& (*)(const AttentionProblem&);
+
+#if ATTILE_ISA_AVX512
+// bfloat16 by dot products of pairs where the CPU is fast at them and every depth is even, else widened to float32.
+const MlaIsa& choose_avx512(const AttentionProblem& p) {
+#if ATTILE_ISA_AVX512BF16
+  const Latents& latents = p.latents;
+  const bool even = latents.rank % 2 == 0 && latents.nope_dim % 2 == 0 && latents.rope_dim % 2 == 0;
+  if (p.dtype == DType::bf16 && even && fast_bf16_dots()) return avx512bf16::kMla;
+#endif
+  (void)p;
+  return avx512::kMla;
+}
+#endif
+#if ATTILE_ISA_AVX2
+const MlaIsa& choose_avx2(const AttentionProblem&) { return avx2::kMla; }
+#endif
+const MlaIsa& choose_portable(const AttentionProblem&) { return portable::kMla; }
+
+template <ChooseIsa kIsa>
+constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
+  return {name, isa, kHonours, available, mla_why_not,
+          [](const AttentionProblem& problem, const Config& config, int threads) { return plan_mla(kIsa(problem), problem, config, threads); },
+          [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
+            run_mla(kIsa(problem), problem, plan, workspace, execution.executor);
+          }};
+}
+
+constexpr Kernel kTable[] = {
+#if ATTILE_ISA_AVX512
+    row<choose_avx512>("mla_avx512", "avx512", has_avx512),
+#endif
+#if ATTILE_ISA_AVX2
+    row<choose_avx2>("mla_avx2", "avx2", has_avx2),
+#endif
+    row<choose_portable>("mla_portable", "portable", always),
+};
+
+}  // namespace
+
+std::span<const Kernel> cpu_mla_kernels() { return kTable; }
+
+}  // namespace attile
