@@ -26,6 +26,8 @@ struct Strides {
 struct Params {
   // Seen as {D, rows, heads, batch (packed: back), x}, boxes of 64 columns. Packed: rows end where a sequence ends (see RowOrigin); out: boxes of 64 rows.
   CUtensorMap q, k, v, out_map;
+  CUtensorMap bias;  // Kind::kBias: {keys, rows, heads or 1, batch or 1, 1}
+  int bias_heads, bias_batches;  // 1: the bias has heads, batches; 0: they share it
   void* out;
   float* lse;  // [batch][head][seqlen_q]
   Strides out_strides;
@@ -41,7 +43,8 @@ struct Params {
   int window_left, window_right;  // Band::kUnlimited: none
   bool bottom_right;
   const float* sinks;  // [heads_q], natural log of the sum of each head's sink terms; or null
-  // Kind::kScores; then scale_log2 = log2(e), the rest of the scale is in here
+  SegmentParams segments;  // Kind::kSegments, kScores
+  // Kind::kBias, kScores; then scale_log2 = log2(e), the rest of the scale is in here
   ScoreParams scores;
 };
 
@@ -62,6 +65,10 @@ struct Addresses {  // of the parts of SharedStorage
   }
   __device__ RingCursor<T::kStages> k_ring() const { return RingCursor<T::kStages>(base + offsetof(SharedStorage<T>, k_bars)); }
   __device__ RingCursor<T::kStages> v_ring() const { return RingCursor<T::kStages>(base + offsetof(SharedStorage<T>, v_bars)); }
+  __device__ uint32_t bias() const { return base + offsetof(SharedStorage<T>, bias); }
+  __device__ RingCursor<T::kBiasStages> bias_ring() const {
+    return RingCursor<T::kBiasStages>(base + offsetof(SharedStorage<T>, bias_bars));
+  }
   __device__ RingCursor<2> work_ring() const { return RingCursor<2>(base + offsetof(SharedStorage<T>, work_bars)); }
 };
 
@@ -92,9 +99,10 @@ __device__ inline Work describe(const Params& p, PackedOrder& packed, int index)
   w.m = t.m, w.head = t.head, w.batch = t.batch;
   const TileRange keys = band<T>(p, w.seqlen_q, w.seqlen_k).template keys<T::kTileN>(t.m * T::kTileM, (t.m + 1) * T::kTileM);
   w.j_begin = T::kBand ? keys.begin : 0, w.j_end = keys.end;
-  if (T::kScores && p.scores.segments_q) {
-    const int2 tiles = p.scores.segment_tiles[w.batch * p.order.m_tiles + w.m];
+  if (T::kSegments && p.segments.q) {
+    const int4 tiles = p.segments.tiles[w.batch * p.order.m_tiles + w.m];
     w.j_begin = max(w.j_begin, tiles.x), w.j_end = min(w.j_end, tiles.y);
+    w.clean_begin = tiles.z, w.clean_end = tiles.w;
     if (w.j_begin >= w.j_end) w.j_begin = keys.end - 1, w.j_end = keys.end;  // none: any one tile, which masks itself
   }
   return w;
@@ -106,6 +114,7 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   auto q_ring = at.q_ring();
   auto k_ring = at.k_ring(), v_ring = at.v_ring();
   auto work_ring = at.work_ring();
+  auto bias_ring = at.bias_ring();
   const int count = p.order.count();
   const int rank = T::kCluster == 1 ? 0 : ptx::cluster_rank();
 
@@ -113,10 +122,13 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   struct Keys {
     int head, j_begin, j_end;
     RowOrigin origin;
+    int bias_row, bias_head, bias_batch;  // kBias
   };
   auto keys_of = [&](const Work& w) {
     const bool is_packed = T::kBand && p.cu_seqlens_q;
-    return Keys{w.head / p.group, w.j_begin, w.j_end, row_origin<T>(is_packed, w.batch, w.row0_k, w.seqlen_k)};
+    Keys keys{w.head / p.group, w.j_begin, w.j_end, row_origin<T>(is_packed, w.batch, w.row0_k, w.seqlen_k)};
+    if constexpr (T::kBias) keys.bias_row = w.m * T::kTileM, keys.bias_head = w.head * p.bias_heads, keys.bias_batch = w.batch * p.bias_batches;
+    return keys;
   };
   // Rows j * kTileN.. of K or V; a block of a cluster loads its share of the column blocks for all.
   auto load = [&](auto blocks, RingCursor<T::kStages>& ring, const CUtensorMap& map, uint32_t tiles, const Keys& w, int j) {
@@ -139,6 +151,16 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   };
   auto load_v = [&](const Keys& w, int j) {
     load(std::integral_constant<int, T::kBlocksV>{}, v_ring, p.v, at.v(), w, j);
+  };
+  auto load_bias = [&](const Keys& w, int j) {
+    if constexpr (T::kBias) {
+      const uint32_t bar = bias_ring.acquire(T::kBiasBytes);
+#pragma unroll
+      for (int c = 0; c < T::kTileN / T::kBiasColumns; ++c)
+        ptx::tma_load_5d(at.bias() + bias_ring.stage * T::kBiasBytes + c * T::kTileM * T::kBiasRow, &p.bias, bar, ptx::kEvictFirst,
+                         j * T::kTileN + c * T::kBiasColumns, w.bias_row, w.bias_head, w.bias_batch, 0);
+      bias_ring.advance();
+    }
   };
   auto load_q = [&](const Work& w) {
     const bool is_packed = T::kBand && p.cu_seqlens_q;
@@ -176,12 +198,12 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   Work w = describe<T>(p, packed, index);
   tell(w);
   Keys keys = keys_of(w);
-  if (keys.j_end > 0) load_q(w), load_k(keys, keys.j_end - 1);
+  if (keys.j_end > 0) load_q(w), load_k(keys, keys.j_end - 1), load_bias(keys, keys.j_end - 1);
   while (keys.j_end > 0) {
     int j = keys.j_end - 1;
     auto load_pairs = [&](int down_to) {
 #pragma unroll 1
-      for (; j > down_to; --j) load_k(keys, j - 1), load_v(keys, j);
+      for (; j > down_to; --j) load_k(keys, j - 1), load_bias(keys, j - 1), load_v(keys, j);
     };
     load_pairs(keys.j_begin + 2);
     draw();
@@ -193,7 +215,7 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     const Keys next = keys_of(w);
     if (next.j_end > 0) {
       if constexpr (T::kQStages > 1) load_q(w);
-      load_k(next, next.j_end - 1);
+      load_k(next, next.j_end - 1), load_bias(next, next.j_end - 1);
     }
     load_v(keys, keys.j_begin);
     if (next.j_end > 0 && T::kQStages == 1) load_q(w);
@@ -288,6 +310,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   auto q_ring = at.q_ring();
   auto k_ring = at.k_ring(), v_ring = at.v_ring();
   auto work_ring = at.work_ring();
+  auto bias_ring = at.bias_ring();
   const Turn<T> turn{me};
   turn.begin();
   const int lane = threadIdx.x % 32;
@@ -316,10 +339,28 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   };
   auto mask = [&](float (&s)[N / 2], const Work& w, int j) {
     mask_scores<N, T::kKind != Kind::kCausal, T::kCausal, T::kBand>(s, band<T>(p, w.seqlen_q, w.seqlen_k), first_row(w) + row, j * N);
+    if (T::kKind == Kind::kSegments && (j < w.clean_begin || j >= w.clean_end))
+      mask_segments<N>(s, p.segments, w.batch, first_row(w) + row, w.seqlen_q, w.seqlen_k, j);
   };
   // Key tiles that are seen by every row of this warpgroup.
   auto full = [&](const Work& w) {
-    return band<T>(p, w.seqlen_q, w.seqlen_k).template full<N>(first_row(w), first_row(w) + 64);
+    TileRange r = band<T>(p, w.seqlen_q, w.seqlen_k).template full<N>(first_row(w), first_row(w) + 64);
+    if (T::kKind == Kind::kSegments) r = {max(r.begin, w.clean_begin), min(r.end, w.clean_end)};
+    return r;
+  };
+  // What happens to scores before the masks.
+  auto change = [&](float (&s)[N / 2], const Work& w, int j) {
+    if constexpr (T::kBias) {
+      bias_ring.wait_full();
+      add_bias<Element, T::kTileM, N, T::kBiasColumns>(s, at.bias() + bias_ring.stage * T::kBiasBytes, me * 64 + threadIdx.x % 128 / 32 * 16,
+                                                       p.scores.scale);
+      bias_ring.release(), bias_ring.advance();
+    }
+    if constexpr (T::kScores) {
+      scores.apply(s, j);
+      if (p.segments.q && (j < w.clean_begin || j >= w.clean_end))
+        mask_segments<N>(s, p.segments, w.batch, first_row(w) + row, w.seqlen_q, w.seqlen_k, j);
+    }
   };
   auto issue_qk = [&](float (&s)[N / 2]) {
     ptx::wgmma_fence();
@@ -346,8 +387,8 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 #pragma unroll
     for (int i = 0; i < T::Dv / 2; ++i) o[i] = 0.f;
     state.reset();
-    if constexpr (T::kScores) scores.apply(s, j);
-    if (T::kBand || j >= full(w).end) mask(s, w, j);
+    change(s, w, j);
+    if (const TileRange f = full(w); j >= f.end || (T::kBand && j < f.begin)) mask(s, w, j);
     float offset[2];
     state.template find_max<false, true>(s, p.scale_log2, alpha, offset, 0);
     state.template exponentiate<0, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
@@ -412,7 +453,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       --j;
       release_k();
       if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
-      if constexpr (T::kScores) scores.apply(s, j);
+      change(s, w, j);
       if constexpr (decltype(masked)::value) mask(s, w, j);
       float offset[2];
       state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
@@ -498,7 +539,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     const TileRange unmasked = full(w);
     const int right = max(w.j_begin, unmasked.end), left = T::kBand ? max(w.j_begin, unmasked.begin) : w.j_begin;
     while (j > right) step(std::true_type{});
-    if constexpr (T::kTune.stale_max && !T::kScores && std::is_same_v<Element, __nv_bfloat16>) {
+    if constexpr (T::kTune.stale_max && !T::kScores && !T::kBias && std::is_same_v<Element, __nv_bfloat16>) {
       if (T::kCausal && j > left) step(std::false_type{});  // some row may not have seen a key before
       while (j > left) stale_step();
     } else {
@@ -574,11 +615,13 @@ __global__ void __launch_bounds__(T::kThreads, 1) forward_kernel(const __grid_co
     ptx::tma_prefetch_descriptor(&p.q);
     ptx::tma_prefetch_descriptor(&p.k);
     ptx::tma_prefetch_descriptor(&p.v);
+    if (T::kBias) ptx::tma_prefetch_descriptor(&p.bias);
     const Addresses<T> at{ptx::smem_address(&smem)};
     at.q_ring().init(T::kStoreByTma ? T::kConsumers : 4 * T::kConsumers);
     at.k_ring().init(4 * T::kConsumers * T::kCluster);
     at.v_ring().init(4 * T::kConsumers * T::kCluster);
     at.work_ring().init(4 * T::kConsumers);
+    at.bias_ring().init(4 * T::kConsumers);
     ptx::fence_barrier_init();
   }
   if constexpr (T::kCluster == 1) __syncthreads();

@@ -16,11 +16,33 @@ struct ScoreParams {
   int64_t bias_batch, bias_head, bias_row;
   const uint8_t* mask;  // null, or nonzero = attend; as bias, rows 2-byte aligned
   int64_t mask_batch, mask_head, mask_row;
-  const int *segments_q, *segments_k;  // null, or [batch][row]; attend iff equal and >= 0
-  const int2* segment_ranges_q;        // [batch][ceil(seqlen_q / 64)]: smallest and largest id of these rows
-  const int2* segment_ranges_k;        // [batch][ceil(seqlen_k / kTileN)]
-  const int2* segment_tiles;           // [batch][query tile]: key tiles from the first to the last that share an id's range
 };
+
+struct SegmentParams {
+  const int *q, *k;   // null, or [batch][row]; attend iff equal and >= 0
+  // [batch][query tile]: key tiles x to y (exclusive) hold all that share an id's range; z to w: of one document, the queries' own
+  const int4* tiles;
+};
+
+// Scores of keys of other documents become -inf. s: as SoftmaxState; row: this thread's first.
+template <int N, int kRegs>
+__device__ __forceinline__ void mask_segments(float (&s)[kRegs], const SegmentParams& p, int batch, int row, int seqlen_q, int seqlen_k, int j) {
+  const int* ids_q = p.q + int64_t(batch) * seqlen_q;
+  const int* ids_k = p.k + int64_t(batch) * seqlen_k;
+  int segment[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) segment[r] = __ldg(ids_q + min(row + 8 * r, seqlen_q - 1));
+  const int column0 = j * N + 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int i = 0; i < N / 8; ++i)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int id = __ldg(ids_k + min(column0 + 8 * i + e, seqlen_k - 1));
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (id != segment[r] || id < 0) s[4 * i + 2 * r + e] = -INFINITY;
+    }
+}
 
 // One warpgroup's view of one output tile. Columns of this thread: 8 i + 2 (thread % 4) and the next, of rows `row` and row + 8.
 template <class Element, int N>
@@ -28,10 +50,7 @@ struct Scores {
   const ScoreParams& p;
   uint32_t bias[N / 8][2];  // of the coming key tile, two columns a word
   const char *bias_rows[2], *mask_rows[2];
-  const int* segments_k;
-  const int2* ranges_k;
-  int seqlen_k, segment[2];
-  int2 range_q;
+  int seqlen_k;
 
   __device__ __forceinline__ explicit Scores(const ScoreParams& p) : p(p) {}
 
@@ -42,12 +61,6 @@ struct Scores {
       const int64_t i = min(first_row + row + 8 * r, seqlen_q - 1);
       if (p.bias) bias_rows[r] = static_cast<const char*>(p.bias) + 2 * (batch * p.bias_batch + head * p.bias_head + i * p.bias_row);
       if (p.mask) mask_rows[r] = reinterpret_cast<const char*>(p.mask) + (batch * p.mask_batch + head * p.mask_head + i * p.mask_row);
-      if (p.segments_q) segment[r] = p.segments_q[int64_t(batch) * seqlen_q + i];
-    }
-    if (p.segments_q) {
-      segments_k = p.segments_k + int64_t(batch) * seqlen_k;
-      range_q = p.segment_ranges_q[int64_t(batch) * ((seqlen_q + 63) / 64) + min(first_row, seqlen_q - 1) / 64];
-      ranges_k = p.segment_ranges_k + int64_t(batch) * ((seqlen_k + N - 1) / N);
     }
   }
 
@@ -111,21 +124,6 @@ struct Scores {
           if (!(two & 0xff00)) s[4 * i + 2 * r + 1] = -INFINITY;
         }
     }
-    if (p.segments_q) {
-      const int2 range = __ldg(ranges_k + j);
-      // One document throughout: nothing to test.
-      if (range.x == range.y && range_q.x == range_q.y && range.x == range_q.x && range.x >= 0) return;
-#pragma unroll
-      for (int i = 0; i < N / 8; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = min(column0 + 8 * i + e, seqlen_k - 1);
-          const int id = __ldg(segments_k + column);
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-            if (id != segment[r] || id < 0) s[4 * i + 2 * r + e] = -INFINITY;
-        }
-    }
   }
 };
 
@@ -134,29 +132,41 @@ struct NoScores {
 };
 
 #ifdef __CUDACC__
-// The ranges that ScoreParams wants; a few microseconds before the main kernel.
-__global__ inline void segment_ranges_kernel(const int* segments, int seqlen, int rows, int2* ranges) {  // a block a (tile, batch)
-  const int* ids = segments + int64_t(blockIdx.y) * seqlen;
-  int low = INT32_MAX, high = INT32_MIN;
-  for (int i = blockIdx.x * rows + threadIdx.x; i < min(seqlen, static_cast<int>(blockIdx.x + 1) * rows); i += 32)
-    low = min(low, ids[i]), high = max(high, ids[i]);
-  low = __reduce_min_sync(~0u, low), high = __reduce_max_sync(~0u, high);
-  if (threadIdx.x == 0) ranges[blockIdx.y * gridDim.x + blockIdx.x] = {low, high};
-}
-
-__global__ inline void segment_tiles_kernel(const int2* ranges_q, int count_q, int per_tile, const int2* ranges_k, int count_k,
-                                            int2* tiles) {  // a warp a (query tile, batch)
-  int low = INT32_MAX, high = INT32_MIN;
-  for (int i = blockIdx.x * per_tile; i < min(count_q, static_cast<int>(blockIdx.x + 1) * per_tile); ++i) {
-    const int2 q = ranges_q[blockIdx.y * count_q + i];
-    low = min(low, q.x), high = max(high, q.y);
+// SegmentParams::tiles; a block a (query tile, batch), a few microseconds before the main kernel.
+__global__ inline void segment_tiles_kernel(const int* segments_q, const int* segments_k, int seqlen_q, int seqlen_k, int tile_m, int tile_n,
+                                            int4* tiles) {
+  __shared__ int low_q, high_q, begin, end, clean_begin, clean_end;
+  const int* ids_q = segments_q + int64_t(blockIdx.y) * seqlen_q;
+  const int* ids_k = segments_k + int64_t(blockIdx.y) * seqlen_k;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, count = (seqlen_k + tile_n - 1) / tile_n;
+  auto range = [&](const int* ids, int from, int to) {  // smallest and largest id
+    int low = INT32_MAX, high = INT32_MIN;
+    for (int i = from + lane; i < to; i += 32) low = min(low, ids[i]), high = max(high, ids[i]);
+    return int2{__reduce_min_sync(~0u, low), __reduce_max_sync(~0u, high)};
+  };
+  if (warp == 0) {
+    const int first = blockIdx.x * tile_m;
+    const int2 q = range(ids_q, first, min(first + tile_m, seqlen_q));
+    if (lane == 0) low_q = q.x, high_q = q.y, begin = clean_begin = clean_end = count, end = 0;
   }
-  int begin = INT32_MAX, end = 0;
-  for (int j = threadIdx.x; j < count_k; j += 32) {
-    const int2 k = ranges_k[blockIdx.y * count_k + j];
-    if (k.x <= high && k.y >= low && k.y >= 0 && high >= 0) begin = min(begin, j), end = max(end, j + 1);
+  __syncthreads();
+  auto clean = [&](int2 k) { return k.x == k.y && low_q == high_q && k.x == low_q && k.x >= 0; };
+  for (int j = warp; j < count; j += warps) {
+    const int2 k = range(ids_k, j * tile_n, min((j + 1) * tile_n, seqlen_k));
+    if (lane == 0 && k.x <= high_q && k.y >= low_q && k.y >= 0 && high_q >= 0) {
+      atomicMin(&begin, j), atomicMax(&end, j + 1);
+      if (clean(k)) atomicMin(&clean_begin, j);
+    }
   }
-  begin = __reduce_min_sync(~0u, begin), end = __reduce_max_sync(~0u, end);
-  if (threadIdx.x == 0) tiles[blockIdx.y * gridDim.x + blockIdx.x] = {begin, end};
+  __syncthreads();
+  for (int j = clean_begin + 1 + warp; j < end; j += warps) {  // up to the first that is not clean
+    const int2 k = range(ids_k, j * tile_n, min((j + 1) * tile_n, seqlen_k));
+    if (!clean(k)) {
+      if (lane == 0) atomicMin(&clean_end, j);
+      break;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) tiles[blockIdx.y * gridDim.x + blockIdx.x] = {begin, end, clean_begin, max(clean_begin, min(clean_end, end))};
 }
 #endif

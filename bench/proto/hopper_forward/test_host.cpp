@@ -18,6 +18,9 @@ using std::min;
 struct int2 {
   int x, y;
 };
+struct int4 {
+  int x, y, z, w;
+};
 static struct {
   int x;
 } threadIdx;
@@ -176,24 +179,13 @@ void check_scores() {
       for (int i = 0; i < sq; ++i) ids_q[b * sq + i] = sorted ? i / 90 : uniform(-1, 2);
       for (int i = 0; i < sk; ++i) ids_k[b * sk + i] = sorted ? i / 140 : uniform(-1, 2);
     }
-    auto ranges = [&](const std::vector<int>& ids, int length, int rows) {
-      std::vector<int2> r;
-      for (int b = 0; b < batches; ++b)
-        for (int i = 0; i < length; i += rows) {
-          auto [low, high] = std::minmax_element(ids.begin() + b * length + i, ids.begin() + b * length + min(length, i + rows));
-          r.push_back({*low, *high});
-        }
-      return r;
-    };
-    const auto ranges_q = ranges(ids_q, sq, 64), ranges_k = ranges(ids_k, sk, N);
     ScoreParams p{};
     p.scale = 0.37f;
     p.softcap = cap ? 1.5f : 0.f;
     const int64_t strides[3] = {int64_t(heads) * sq * even, int64_t(sq) * even, even};
     if (bias) p.bias = bias_data.data(), p.bias_batch = strides[0], p.bias_head = strides[1], p.bias_row = strides[2];
     if (mask) p.mask = mask_data.data(), p.mask_batch = strides[0], p.mask_head = strides[1], p.mask_row = strides[2];
-    if (segments)
-      p.segments_q = ids_q.data(), p.segments_k = ids_k.data(), p.segment_ranges_q = ranges_q.data(), p.segment_ranges_k = ranges_k.data();
+    const SegmentParams ids{ids_q.data(), ids_k.data(), nullptr};
     for (int b = 0; b < batches; ++b)
       for (int h = 0; h < heads; ++h)
         for (int first_row = 0; first_row < (sq + 127) / 128 * 128; first_row += 64)
@@ -207,6 +199,7 @@ void check_scores() {
               float s[N / 2], raw[N / 2];
               for (int i = 0; i < N / 2; ++i) s[i] = raw[i] = 0.01f * (i % 37) - 0.2f;
               scores.apply(s, j);
+              if (segments) mask_segments<N>(s, ids, b, first_row + row, sq, sk, j);
               for (int i = 0; i < N / 8; ++i)
                 for (int r = 0; r < 2; ++r)
                   for (int e = 0; e < 2; ++e) {

@@ -34,8 +34,8 @@ struct Tuning {
 
 // What a kernel is compiled for; all else is a run-time field.
 // kFull, kCausal (bottom right): sequences of one length. kBand: also packed sequences, windows of either alignment, sinks.
-// kScores: also soft cap, bias, mask and segment ids.
-enum class Kind { kFull, kCausal, kBand, kScores };
+// kSegments: also segment ids. kBias: also a bias that TMA can read. kScores: also soft cap, any bias, mask and segment ids.
+enum class Kind { kFull, kCausal, kBand, kSegments, kBias, kScores };
 
 // Element: __nv_bfloat16 or __half. D: a multiple of 16, Dv: of 32; tiles are padded to 64 columns.
 template <class Element_, int D_, int Dv_, Kind kKind_, Tuning kTuning>
@@ -45,7 +45,8 @@ struct Traits {
   static constexpr int kBlocksQk = (D + 63) / 64, kBlocksV = (Dv + 63) / 64;  // columns in blocks of 64
   static constexpr Kind kKind = kKind_;
   static constexpr bool kCausal = kKind != Kind::kFull;  // some row may see no key of a tile
-  static constexpr bool kBand = kKind >= Kind::kBand, kScores = kKind == Kind::kScores;
+  static constexpr bool kBand = kKind >= Kind::kBand, kScores = kKind == Kind::kScores, kBias = kKind == Kind::kBias;
+  static constexpr bool kSegments = kKind == Kind::kSegments || kScores;
   static constexpr Tuning kTune = kTuning;
   static constexpr int kConsumers = kTune.consumers, kTileM = 64 * kConsumers, kTileN = kTune.tile_n;
   static constexpr int kStages = kTune.stages, kQStages = kTune.q_stages, kCluster = kTune.cluster;
@@ -57,6 +58,10 @@ struct Traits {
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : kConsumers == 3 ? 160 : 240;
   static constexpr int kQBytes = kTileM * kBlocksQk * 128, kKBytes = kTileN * kBlocksQk * 128, kVBytes = kTileN * kBlocksV * 128;
+  // The bias of a key tile, in column blocks of so many keys, swizzled over so many bytes.
+  static constexpr int kBiasColumns = kTileN % 64 ? 32 : 64, kBiasRow = 2 * kBiasColumns, kBiasBytes = kBias ? kTileM * kTileN * 2 : 128;
+  static constexpr int kBiasStages = kBias ? 2 : 1;
+  static_assert(!kBias || kTileN % 32 == 0);
 };
 
 // What the producer tells the consumers about an output tile.
@@ -65,6 +70,7 @@ struct Work {
   int j_begin, j_end;      // key tiles, walked from the last to the first; at least one. No work: j_end = 0
   int seqlen_q, seqlen_k;  // of this sequence
   int row0_q, row0_k;      // of its first query and key in a packed array
+  int clean_begin, clean_end;  // kSegments: key tiles of one document, which is that of all these queries
 };
 
 template <class T>
@@ -72,8 +78,10 @@ struct alignas(1024) SharedStorage {
   uint8_t q[T::kQStages][T::kQBytes];
   uint8_t k[T::kStages][T::kKBytes];
   uint8_t v[T::kStages][T::kVBytes];
+  alignas(1024) uint8_t bias[T::kBiasStages][T::kBiasBytes];
   alignas(16) Work work[2];
   RingBarriers<T::kQStages> q_bars;
   RingBarriers<T::kStages> k_bars, v_bars;
   RingBarriers<2> work_bars;
+  RingBarriers<T::kBiasStages> bias_bars;
 };

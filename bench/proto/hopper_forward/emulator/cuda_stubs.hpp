@@ -39,6 +39,9 @@ struct __half {
 struct int2 {
   int x, y;
 };
+struct int4 {
+  int x, y, z, w;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -75,7 +78,7 @@ inline unsigned atomicExch(unsigned* p, unsigned x) { return std::exchange(*p, x
 struct CUtensorMap {
   const char* base;
   int64_t dims[5], strides[4];
-  int box_rows;
+  int box_rows, box_columns = 64;
   const char *low, *high;  // the array's memory
 };
 

@@ -58,6 +58,7 @@ struct Case {
   std::vector<int> lengths_q{}, lengths_k{};  // packed
   float softcap = 0;
   bool bias = false, mask = false, segments = false, cliffs = false;
+  int document = 70;
 };
 
 template <class T>
@@ -97,8 +98,8 @@ void check(const Case& c) {
     for (auto& x : mask) x = bits() % 2;
   }
   for (int b = 0; b < batch; ++b) {
-    for (int i = 0; i < sq; ++i) ids_q[b * sq + i] = i / 70;
-    for (int i = 0; i < sk; ++i) ids_k[b * sk + i] = i < sk - 5 ? i / 90 : -1;
+    for (int i = 0; i < sq; ++i) ids_q[b * sq + i] = i / c.document;
+    for (int i = 0; i < sk; ++i) ids_k[b * sk + i] = i < sk - 5 ? i / (c.document + 20) : -1;
   }
 
   Params p{};
@@ -130,36 +131,45 @@ void check(const Case& c) {
   if (c.sinks) p.sinks = sinks.data();
   int m_tiles = (sq + T::kTileM - 1) / T::kTileM + (packed ? cu_q.size() - 1 : 0);
   p.order = {m_tiles, heads, batch, 2, c.causal};
-  std::vector<int2> ranges_q, ranges_k, tiles;
-  if constexpr (T::kScores) {
+  std::vector<int4> tiles;
+  if constexpr (T::kScores || T::kBias) {
     p.scores.scale = scale, p.scale_log2 = 1.4426950408889634f, p.scores.softcap = c.softcap;
     const int64_t strides[3] = {int64_t(sq) * heads * even, even, int64_t(heads) * even};  // as make() lays bias out
     if (c.bias) p.scores.bias = bias.data(), p.scores.bias_batch = strides[0], p.scores.bias_head = strides[1], p.scores.bias_row = strides[2];
     if (c.mask) p.scores.mask = mask.data(), p.scores.mask_batch = strides[0], p.scores.mask_head = strides[1], p.scores.mask_row = strides[2];
+    if (T::kBias) {
+      CUtensorMap& m = p.bias;
+      const int64_t dims[5] = {sk, sq, heads, batch, 1}, bytes[4] = {strides[2] * 2, strides[1] * 2, strides[0] * 2, 16};
+      std::copy(dims, dims + 5, m.dims), std::copy(bytes, bytes + 4, m.strides);
+      m.base = m.low = reinterpret_cast<char*>(bias.data()), m.high = m.low + 2 * bias.size();
+      m.box_rows = T::kTileM, m.box_columns = T::kBiasColumns;
+      p.bias_heads = p.bias_batches = 1;
+      p.order.sections = true, p.order.batches_fastest = batch > 1;
+    }
+  }
+  if constexpr (T::kSegments) {
     if (c.segments) {
-      auto ranges = [&](const std::vector<int>& ids, int length, int rows) {
-        std::vector<int2> r;
-        for (int b = 0; b < batch; ++b)
-          for (int i = 0; i < length; i += rows) {
-            auto [low, high] = std::minmax_element(ids.begin() + b * length + i, ids.begin() + b * length + min(length, i + rows));
-            r.push_back({*low, *high});
-          }
-        return r;
+      auto range = [&](const std::vector<int>& ids, int b, int length, int from, int rows) {
+        auto [low, high] = std::minmax_element(ids.begin() + b * length + from, ids.begin() + b * length + min(length, from + rows));
+        return int2{*low, *high};
       };
-      ranges_q = ranges(ids_q, sq, 64), ranges_k = ranges(ids_k, sk, T::kTileN);
-      const auto per_m = ranges(ids_q, sq, T::kTileM);
       const int count_k = (sk + T::kTileN - 1) / T::kTileN;
       for (int b = 0; b < batch; ++b)
         for (int m = 0; m < m_tiles; ++m) {
-          int2 t{INT32_MAX, 0};
+          const int2 y = range(ids_q, b, sq, m * T::kTileM, T::kTileM);
+          int4 t{count_k, 0, count_k, count_k};
+          bool open = false;
           for (int j = 0; j < count_k; ++j) {
-            const int2 x = ranges_k[b * count_k + j], y = per_m[b * m_tiles + m];
-            if (x.x <= y.y && x.y >= y.x && x.y >= 0 && y.y >= 0) t.x = min(t.x, j), t.y = max(t.y, j + 1);
+            const int2 x = range(ids_k, b, sk, j * T::kTileN, T::kTileN);
+            if (x.x <= y.y && x.y >= y.x && x.y >= 0 && y.y >= 0) t.x = min(t.x, j), t.y = j + 1;
+            const bool clean = x.x == x.y && y.x == y.y && x.x == y.x && x.x >= 0;
+            if (clean && t.z == count_k) t.z = j, open = true;
+            if (!clean && open) t.w = min(t.w, j);
           }
+          if (!open) t.w = t.z;
           tiles.push_back(t);
         }
-      p.scores.segments_q = ids_q.data(), p.scores.segments_k = ids_k.data();
-      p.scores.segment_ranges_q = ranges_q.data(), p.scores.segment_ranges_k = ranges_k.data(), p.scores.segment_tiles = tiles.data();
+      p.segments.q = ids_q.data(), p.segments.k = ids_k.data(), p.segments.tiles = tiles.data();
     }
   }
   run<T>(p, min(p.order.count(), 3));
@@ -214,13 +224,15 @@ void check(const Case& c) {
 }
 
 template <Kind kKind, bool kShort = false>
-using Kernel = Traits<ELEMENT, HEAD_DIM, HEAD_DIM_V, kKind, kKind == Kind::kScores ? scored_tuning() : edited(kKind != Kind::kFull, kShort)>;
+using Kernel = Traits<ELEMENT, HEAD_DIM, HEAD_DIM_V, kKind, kKind == Kind::kScores ? scored_tuning() : kKind == Kind::kBias ? bias_tuning() : edited(kKind != Kind::kFull, kShort)>;
 
 int main() {
   using Full = Kernel<Kind::kFull>;
   using Causal = Kernel<Kind::kCausal>;
   using Banded = Kernel<Kind::kBand>;
   using Scored = Kernel<Kind::kScores>;
+  using Segmented = Kernel<Kind::kSegments>;
+  using Biased = Kernel<Kind::kBias>;
   check<Full>({.name = "full", .batch = 2, .group = 2, .sq = 150, .sk = 700});
   check<Full>({.name = "full, one key", .sq = 300, .sk = 1});
   check<Full>({.name = "full, cliffs", .heads = 1, .sq = 70, .sk = 900, .cliffs = true});
@@ -242,5 +254,12 @@ int main() {
   check<Scored>({.name = "mask, cap, window", .sq = 150, .sk = 333, .scores = true, .left = 150, .right = 40, .softcap = 3.f, .mask = true});
   check<Scored>({.name = "segments", .batch = 2, .sq = 300, .sk = 420, .scores = true, .segments = true});
   check<Scored>({.name = "segments causal bias mask", .sq = 300, .sk = 420, .causal = true, .scores = true, .bias = true, .mask = true, .segments = true});
+  check<Segmented>({.name = "only segments", .batch = 2, .sq = 300, .sk = 420, .segments = true});
+  check<Segmented>({.name = "only segments, long", .heads = 1, .sq = 1200, .sk = 1500, .segments = true, .document = 500});
+  check<Segmented>({.name = "only segments, long causal", .sq = 900, .sk = 1000, .causal = true, .segments = true, .document = 330});
+  check<Segmented>({.name = "only segments, window, sinks", .sq = 500, .sk = 700, .sinks = true, .left = 200, .right = 30, .segments = true, .document = 300});
+  check<Biased>({.name = "only bias", .batch = 2, .group = 2, .sq = 300, .sk = 520, .bias = true});
+  check<Biased>({.name = "only bias, causal", .batch = 3, .sq = 333, .sk = 447, .causal = true, .bias = true});
+  check<Biased>({.name = "only bias, window, sinks", .sq = 300, .sk = 700, .top_left = true, .sinks = true, .left = 150, .right = 40, .bias = true});
   std::printf("all right\n");
 }

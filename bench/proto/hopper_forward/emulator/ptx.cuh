@@ -12,7 +12,7 @@ inline uint8_t* at(uint32_t a) {
   must(a < sizeof(raw), "a shared address");
   return raw + a;
 }
-inline uint32_t swizzle(uint32_t a) { return a ^ ((a >> 7 & 7) << 4); }
+inline uint32_t swizzle(uint32_t a, int columns = 64) { return a ^ ((a >> 7 & (columns == 64 ? 7 : 3)) << 4); }
 
 struct Barrier {
   int count = 0, pending = 0, bytes = 0;
@@ -43,8 +43,9 @@ inline void tma_prefetch_descriptor(const CUtensorMap*) {}
 template <class F>
 void for_box(uint32_t smem, const CUtensorMap& m, int c0, int c1, int c2, int c3, int c4, F f) {
   must(smem % 1024 == 0, "a copy's shared address");
+  const int width = m.box_columns;  // 64: 128-byte swizzle; 32: 64-byte swizzle
   for (int i = 0; i < m.box_rows; ++i)
-    for (int x = 0; x < 64; ++x) {
+    for (int x = 0; x < width; ++x) {
       const int64_t c[5] = {c0 + x, c1 + i, c2, c3, c4};
       bool inside = true;
       for (int n = 0; n < 5; ++n) inside &= c[n] >= 0 && c[n] < m.dims[n];
@@ -52,7 +53,7 @@ void for_box(uint32_t smem, const CUtensorMap& m, int c0, int c1, int c2, int c3
       for (int n = 1; n < 5; ++n) address += uint64_t(c[n]) * uint64_t(m.strides[n - 1]);
       const char* element = reinterpret_cast<const char*>(address);
       if (inside) must(element >= m.low && element < m.high, "a copy inside its array");
-      f(at(swizzle(smem + i * 128 + x * 2)), const_cast<char*>(element), inside);
+      f(at(swizzle(smem + i * width * 2 + x * 2, width)), const_cast<char*>(element), inside);
     }
 }
 inline void tma_load_5d(uint32_t to, const CUtensorMap* m, uint32_t bar, uint64_t, int c0, int c1, int c2, int c3, int c4) {
@@ -60,7 +61,7 @@ inline void tma_load_5d(uint32_t to, const CUtensorMap* m, uint32_t bar, uint64_
     const uint16_t zero = 0;
     std::memcpy(s, inside ? static_cast<const void*>(g) : &zero, 2);
   });
-  barrier(bar).bytes -= m->box_rows * 128;
+  barrier(bar).bytes -= m->box_rows * m->box_columns * 2;
   barrier(bar).check();
 }
 inline void tma_load_5d_multicast(uint32_t, const CUtensorMap*, uint32_t, uint64_t, uint16_t, int, int, int, int, int) { must(false, "no clusters here"); }
@@ -118,6 +119,11 @@ void load_four(uint32_t address, float (&to)[4]) {
   uint32_t x[2];
   std::memcpy(x, at(address), 8);
   for (int i = 0; i < 2; ++i) unpack<Element>(x[i], to[2 * i], to[2 * i + 1]);
+}
+inline void load_matrix_x4(uint32_t address, uint32_t (&x)[4]) {
+  const int lane = threadIdx.x % 32;
+  const auto addresses = exchange(address);
+  for (int j = 0; j < 4; ++j) std::memcpy(&x[j], at(uint32_t(addresses[j * 8 + lane / 4]) + lane % 4 * 4), 4);
 }
 inline void store_matrix_x4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   const uint32_t x[4] = {a, b, c, d};
