@@ -5,11 +5,13 @@ from attile.config import get_cmake_dir, get_include, show_config
 from attile.flash import FlashAttentionConfig, MaskInfo, flash_attention
 from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
+from attile.mla import FlashMLAConfig, mla_decode
 from attile.threads import get_num_threads, set_num_threads
 from attile.tuning import explain
 
 __all__ = [
     "FlashAttentionConfig",
+    "FlashMLAConfig",
     "MaskInfo",
     "__version__",
     "explain",
@@ -19,6 +21,7 @@ __all__ = [
     "get_include",
     "get_num_threads",
     "merge_states",
+    "mla_decode",
     "set_num_threads",
     "show_config",
 ]

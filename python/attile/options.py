@@ -50,7 +50,7 @@ def precision_name(function: str, value: Any) -> str:
     return name
 
 
-def dtype_name(function: str, dtype: Any) -> str:
+def dtype_name(function: str, dtype: Any, argument: str = "logits_dtype") -> str:
     """Name of a dtype.
 
     Parameters
@@ -59,6 +59,8 @@ def dtype_name(function: str, dtype: Any) -> str:
         The public function, for the message.
     dtype : str, `numpy.dtype`, scalar type of NumPy, ml_dtypes or JAX, or `torch.dtype`
         Not a Python type: those mean different dtypes in different libraries.
+    argument : str
+        The argument, for the message.
 
     Returns
     -------
@@ -74,5 +76,5 @@ def dtype_name(function: str, dtype: Any) -> str:
     if isinstance(dtype, np.dtype) or is_scalar_type or isinstance(getattr(dtype, "dtype", None), np.dtype):
         return np.dtype(dtype).name
     raise TypeError(
-        f"{function}: logits_dtype has the wrong type: expected a dtype of NumPy, torch or JAX, or its name, got {dtype!r}"
+        f"{function}: {argument} has the wrong type: expected a dtype of NumPy, torch or JAX, or its name, got {dtype!r}"
     )

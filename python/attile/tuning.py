@@ -8,6 +8,7 @@ from attile import _core
 from attile.flash import flash_attention
 from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
+from attile.mla import mla_decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,7 @@ _EXPLAIN = {
     flash_attention: _core.explain_flash_attention,
     flash_attention_with_kvcache: _core.explain_flash_attention_with_kvcache,
     merge_states: _core.explain_merge_states,
+    mla_decode: _core.explain_mla_decode,
 }
 
 
@@ -27,7 +29,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, A
     Parameters
     ----------
     fn : callable
-        `attile.flash_attention`, `attile.flash_attention_with_kvcache` or `attile.merge_states`.
+        `attile.flash_attention`, `attile.flash_attention_with_kvcache`, `attile.merge_states` or `attile.mla_decode`.
     *args : Any
         Positional arguments of the call.
     **kwargs : Any

@@ -8,7 +8,9 @@ namespace attile::python {
 void register_arrays(py::module_& m);
 void register_flash_attention(py::module_& m);
 void register_kvcache(py::module_& m);
+void register_mla_attention(py::module_& m);
 void register_merge_states(py::module_& m);
+void register_mla_decode(py::module_& m);
 void register_config(py::module_& m);
 
 // Adds functions that CPython calls directly: at these rates pybind11's own calls (0.4 us) would be a fifth of the whole.

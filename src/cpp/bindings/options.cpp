@@ -27,12 +27,14 @@ Window window(PyObject* value, Where where) {
   return {1, left, side(py::object(py::handle(value)[py::int_(1)]).ptr())};
 }
 
-attile_config flash_attention_config(PyObject* cfg, const char* function, py::object& keeps_name) {
+namespace {
+
+attile_config config_of(PyObject* cfg, const char* module, const char* type, const char* function, py::object& keeps_name) {
   attile_config config{};
   if (cfg == Py_None) return config;
-  const py::object expected = py::module_::import("attile.flash").attr("FlashAttentionConfig");
+  const py::object expected = py::module_::import(module).attr(type);
   if (!py::isinstance(cfg, expected))
-    refuse(PyExc_TypeError, {function, "cfg"}, " has the wrong type", "FlashAttentionConfig or None", type_name(cfg));
+    refuse(PyExc_TypeError, {function, "cfg"}, " has the wrong type", std::string(type) + " or None", type_name(cfg));
   const auto field = [&](const char* name, const char* argument) {
     const py::object value = py::handle(cfg).attr(name);
     return value.is_none() ? int64_t{0} : integer(value.ptr(), {function, argument});
@@ -47,6 +49,16 @@ attile_config flash_attention_config(PyObject* cfg, const char* function, py::ob
   config.kernel = PyUnicode_AsUTF8(keeps_name.ptr());
   if (!config.kernel) throw py::error_already_set();
   return config;
+}
+
+}  // namespace
+
+attile_config flash_attention_config(PyObject* cfg, const char* function, py::object& keeps_name) {
+  return config_of(cfg, "attile.flash", "FlashAttentionConfig", function, keeps_name);
+}
+
+attile_config flash_mla_config(PyObject* cfg, const char* function, py::object& keeps_name) {
+  return config_of(cfg, "attile.mla", "FlashMLAConfig", function, keeps_name);
 }
 
 }  // namespace attile::python

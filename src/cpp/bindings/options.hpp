@@ -7,6 +7,7 @@
 namespace attile::python {
 
 inline constexpr Choice kPlatforms[] = {{"auto", ATTILE_PLATFORM_AUTO}, {"cpu", ATTILE_PLATFORM_CPU}, {"cuda", ATTILE_PLATFORM_CUDA}};
+inline constexpr Choice kAlignments[] = {{"top_left", ATTILE_TOP_LEFT}, {"bottom_right", ATTILE_BOTTOM_RIGHT}};
 
 // `count` is what CPython handed to a METH_FASTCALL function; the public functions pass every argument by position.
 void check_count(const char* function, Py_ssize_t count, Py_ssize_t expected);
@@ -27,5 +28,7 @@ Window window(PyObject* value, Where where);
 
 // `cfg`, an instance of FlashAttentionConfig or None. The kernel's name is owned by the object that keeps_name holds.
 attile_config flash_attention_config(PyObject* cfg, const char* function, py::object& keeps_name);
+// The same of FlashMLAConfig, but for its strategy.
+attile_config flash_mla_config(PyObject* cfg, const char* function, py::object& keeps_name);
 
 }  // namespace attile::python

@@ -1,0 +1,268 @@
+// mla_decode, the wrapper's plan and run, and append_paged_mla_kv_cache from Python: their arguments, in the order in which
+// python/attile/mla.py and mla_wrapper.py pass them, to the parameters of the C interface.
+#include <optional>
+#include <string>
+
+#include "bindings/bindings.hpp"
+#include "bindings/operation.hpp"
+#include "bindings/options.hpp"
+
+namespace attile::python {
+namespace {
+
+struct DType {
+  const char* name;
+  attile_dtype dtype;
+};
+constexpr DType kDTypes[] = {
+    {"float64", {2, 64, 1}}, {"float32", {2, 32, 1}}, {"float16", {2, 16, 1}}, {"bfloat16", {4, 16, 1}}, {"float8_e4m3fn", {10, 8, 1}}};
+
+Operation create(const attile_mla_decode_params& params) {
+  attile_op* op = nullptr;
+  check(attile_mla_decode_create(&params, &op));
+  return Operation(op);
+}
+
+// ---- mla_decode ------------------------------------------------------------------------------------------------------------
+
+constexpr const char* kFunction = "mla_decode";
+constexpr Where where(const char* argument) { return {kFunction, argument}; }
+
+enum Argument : Py_ssize_t {
+  kQNope, kQPe, kCkv, kKpe, kSoftmaxScale, kCausal, kKvLens, kPageTable, kCkvScale, kSoftmaxAux, kLogitsSoftCap, kReturnLse, kOut,
+  kNumSplits, kPlatform, kCfg, kArgumentCount
+};
+
+struct Arguments {
+  Call call;
+  attile_mla_decode_params params{};
+  const Borrowed* out = nullptr;
+  py::object kernel;  // owns params.config.kernel
+  float scale = 1;
+  attile_tensor scale_tensor{};
+
+  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None) {
+    params.struct_size = sizeof params;
+    params.q_nope = call.required(given[kQNope], "q_nope");
+    params.q_pe = call.array(given[kQPe], "q_pe");
+    params.ckv = call.required(given[kCkv], "ckv");
+    params.kpe = call.array(given[kKpe], "kpe");
+    params.kv_lens = call.index_array(given[kKvLens], "kv_lens");
+    params.page_table = call.index_array(given[kPageTable], "page_table");
+    params.softmax_aux = call.array(given[kSoftmaxAux], "softmax_aux");
+    params.softmax_scale = number(given[kSoftmaxScale], where("softmax_scale"));
+    params.causal = boolean(given[kCausal], where("causal"));
+    const OptionalNumber cap = optional_number(given[kLogitsSoftCap], where("logits_soft_cap"));
+    params.has_logits_soft_cap = cap.given;
+    params.logits_soft_cap = cap.value;
+    params.return_lse = boolean(given[kReturnLse], where("return_lse"));
+    params.platform = choice(given[kPlatform], where("platform"), kPlatforms);
+    latent_scale(given[kCkvScale]);
+    config(given[kCfg], given[kNumSplits]);
+    out = call.output(given[kOut], "out");
+  }
+
+  void latent_scale(PyObject* value) {
+    if (value == Py_None) return;
+    scale = static_cast<float>(number(value, where("ckv_scale")));
+    scale_tensor.data = &scale;
+    scale_tensor.dtype = {2, 32, 1};
+    scale_tensor.device_type = params.q_nope->device_type;
+    scale_tensor.device_id = params.q_nope->device_id;
+    params.ckv_scale = &scale_tensor;
+  }
+
+  void config(PyObject* cfg, PyObject* num_splits) {
+    params.config = flash_mla_config(cfg, kFunction, kernel);
+    if (cfg != Py_None) {
+      const py::object strategy = py::handle(cfg).attr("strategy");
+      if (!strategy.is_none() && !(PyUnicode_Check(strategy.ptr()) && PyUnicode_CompareWithASCIIString(strategy.ptr(), "absorb") == 0))
+        refuse(PyExc_ValueError, where("cfg.strategy"), " must be that of mla_decode", "None or 'absorb'", py::repr(strategy));
+    }
+    const int64_t splits = integer(num_splits, where("num_splits"));
+    if (splits < 0) refuse(PyExc_ValueError, where("num_splits"), " must not be negative", "0 (the heuristic decides) or more", std::to_string(splits));
+    if (splits != 0 && params.config.num_splits != 0 && splits != params.config.num_splits)
+      refuse(PyExc_ValueError, where("num_splits"), " must be given once", "an argument or a field of cfg", "both");
+    if (splits != 0) params.config.num_splits = splits;
+  }
+};
+
+PyObject* mla_decode(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  return guarded([&] {
+    check_count("_core.mla_decode", count, kArgumentCount);
+    const Arguments arguments(given);
+    return run(create(arguments.params), arguments.call, arguments.out);
+  });
+}
+
+PyObject* explain_mla_decode(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  return guarded([&] {
+    check_count("_core.explain_mla_decode", count, kArgumentCount);
+    const Arguments arguments(given);
+    return explain(create(arguments.params), arguments.out);
+  });
+}
+
+// ---- the wrapper -----------------------------------------------------------------------------------------------------------
+
+constexpr const char* kPlan = "BatchMLAPagedAttentionWrapper.plan";
+constexpr const char* kRun = "BatchMLAPagedAttentionWrapper.run";
+constexpr const char* kCapsule = "attile_mla_plan";
+
+attile_dtype dtype_named(PyObject* name, const char* argument) {
+  for (const DType& row : kDTypes)
+    if (PyUnicode_CompareWithASCIIString(name, row.name) == 0) return row.dtype;
+  refuse(PyExc_TypeError, {kPlan, argument}, " is unsupported", "float64, float32, float16 or bfloat16", py::str(py::handle(name)));
+}
+
+enum PlanArgument : Py_ssize_t {
+  kQoIndptr, kKvIndptr, kKvIndices, kKvLenArr, kNumHeads, kHeadDimCkv, kHeadDimKpe, kPageSize, kPlanCausal, kSmScale, kQDType, kKvDType,
+  kPlanArgumentCount
+};
+
+PyObject* mla_plan(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  return guarded([&] {
+    check_count("_core.mla_plan", count, kPlanArgumentCount);
+    Call call(kPlan, false);
+    attile_mla_plan_params params{};
+    params.struct_size = sizeof params;
+    params.qo_indptr = call.required(given[kQoIndptr], "qo_indptr");
+    params.kv_indptr = call.index_array(given[kKvIndptr], "kv_indptr");
+    params.kv_indices = call.index_array(given[kKvIndices], "kv_indices");
+    params.kv_len_arr = call.index_array(given[kKvLenArr], "kv_len_arr");
+    params.num_heads = integer(given[kNumHeads], {kPlan, "num_heads"});
+    params.head_dim_ckv = integer(given[kHeadDimCkv], {kPlan, "head_dim_ckv"});
+    params.head_dim_kpe = integer(given[kHeadDimKpe], {kPlan, "head_dim_kpe"});
+    params.page_size = integer(given[kPageSize], {kPlan, "page_size"});
+    params.causal = boolean(given[kPlanCausal], {kPlan, "causal"});
+    params.softmax_scale = number(given[kSmScale], {kPlan, "sm_scale"});
+    params.q_dtype = dtype_named(given[kQDType], "q_data_type");
+    params.kv_dtype = dtype_named(given[kKvDType], "kv_data_type");
+    attile_mla_plan* plan = nullptr;
+    check(attile_mla_plan_create(&params, &plan));
+    PyObject* capsule = PyCapsule_New(plan, kCapsule, [](PyObject* c) {
+      attile_mla_plan_destroy(static_cast<attile_mla_plan*>(PyCapsule_GetPointer(c, kCapsule)));
+    });
+    if (!capsule) attile_mla_plan_destroy(plan);
+    return capsule;
+  });
+}
+
+enum RunArgument : Py_ssize_t {
+  kPlanned, kRunQNope, kRunQPe, kCkvCache, kKpeCache, kRunOut, kRunLse, kRunReturnLse, kLseBaseE, kWorkspace, kRunArgumentCount
+};
+
+// The caller's scratch; null: the library's own.
+void* workspace_of(Call& call, PyObject* buffer, const attile_op* op) {
+  const Borrowed* borrowed = call.output(buffer, "float_workspace_buffer");
+  if (!borrowed) return nullptr;
+  const attile_tensor& t = borrowed->tensor;
+  int64_t bytes = t.dtype.bits / 8, stride = 1;
+  for (int32_t d = t.rank - 1; d >= 0; --d) {
+    if (t.shape[d] > 1 && t.strides[d] != stride)
+      refuse(PyExc_ValueError, {kRun, "float_workspace_buffer"}, " must be contiguous", "C order", "strides with gaps");
+    stride *= t.shape[d];
+    bytes *= t.shape[d];
+  }
+  const int64_t needed = static_cast<int64_t>(attile_op_workspace_bytes(op));
+  if (bytes < needed)
+    refuse(PyExc_ValueError, {kRun, "float_workspace_buffer"}, " is too small", "at least " + std::to_string(needed) + " bytes",
+           std::to_string(bytes));
+  return t.data;
+}
+
+void mark_written(const Borrowed* b) {
+  if (b && !b->type->library.written.is_none()) b->type->library.written(py::handle(b->object));
+}
+
+PyObject* mla_run(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  return guarded([&] {
+    check_count("_core.mla_run", count, kRunArgumentCount);
+    Call call(kRun, given[kRunOut] != Py_None || given[kRunLse] != Py_None);
+    attile_mla_decode_params params{};
+    params.struct_size = sizeof params;
+    params.plan = static_cast<const attile_mla_plan*>(PyCapsule_GetPointer(given[kPlanned], kCapsule));
+    if (!params.plan) throw py::error_already_set();
+    params.q_nope = call.required(given[kRunQNope], "q_nope");
+    params.q_pe = call.array(given[kRunQPe], "q_pe");
+    params.ckv = call.required(given[kCkvCache], "ckv_cache");
+    params.kpe = call.array(given[kKpeCache], "kpe_cache");
+    const bool wants_lse = boolean(given[kRunReturnLse], {kRun, "return_lse"});
+    params.return_lse = wants_lse || given[kRunLse] != Py_None;
+    params.lse_base_2 = !boolean(given[kLseBaseE], {kRun, "return_lse_base_on_e"});
+    const Borrowed* outputs[2] = {call.output(given[kRunOut], "out"), call.output(given[kRunLse], "lse")};
+    const Operation op = create(params);
+
+    const int32_t outputs_count = attile_op_num_outputs(op.get());
+    attile_tensor specs[2];
+    const attile_tensor* tensors[2];
+    std::optional<Result> results[2];
+    for (int32_t i = 0; i < outputs_count; ++i) {
+      tensors[i] = outputs[i] ? &outputs[i]->tensor : &specs[i];
+      if (outputs[i]) continue;
+      check(attile_op_output(op.get(), i, &specs[i]));
+      results[i].emplace(specs[i], call.first(), kRun);
+    }
+    void* workspace = workspace_of(call, given[kWorkspace], op.get());
+    check(attile_op_bind(op.get(), tensors, outputs_count));
+    PyThreadState* state = PyEval_SaveThread();
+    const attile_status status = attile_op_run(op.get(), workspace, nullptr, nullptr);
+    PyEval_RestoreThread(state);
+    check(status);
+    mark_written(outputs[0]);
+    mark_written(outputs[1]);
+    const auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(outputs[i]->object); };
+    if (!wants_lse) return result(0).release().ptr();
+    return py::make_tuple(result(0), result(1)).release().ptr();
+  });
+}
+
+// ---- append_paged_mla_kv_cache ---------------------------------------------------------------------------------------------
+
+constexpr const char* kAppend = "append_paged_mla_kv_cache";
+
+enum AppendArgument : Py_ssize_t {
+  kAppendCkv, kAppendKpe, kBatchIndices, kPositions, kAppendCkvCache, kAppendKpeCache, kAppendKvIndices, kAppendKvIndptr, kLastPageLen,
+  kAppendArgumentCount
+};
+
+// Writes into the caches as they are; mla_wrapper.py gives it copies where a library's arrays are immutable.
+PyObject* append(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  return guarded([&]() -> PyObject* {
+    check_count("_core.append_paged_mla_kv_cache", count, kAppendArgumentCount);
+    Call call(kAppend, true);
+    attile_append_paged_mla_kv_cache_params params{};
+    params.struct_size = sizeof params;
+    params.append_ckv = call.required(given[kAppendCkv], "append_ckv");
+    params.append_kpe = call.required(given[kAppendKpe], "append_kpe");
+    params.batch_indices = call.index_array(given[kBatchIndices], "batch_indices");
+    params.positions = call.index_array(given[kPositions], "positions");
+    params.kv_indices = call.index_array(given[kAppendKvIndices], "kv_indices");
+    params.kv_indptr = call.index_array(given[kAppendKvIndptr], "kv_indptr");
+    params.kv_last_page_len = call.index_array(given[kLastPageLen], "kv_last_page_len");
+    const Borrowed* caches[2] = {call.output(given[kAppendCkvCache], "ckv_cache"), call.output(given[kAppendKpeCache], "kpe_cache")};
+    params.ckv_cache = caches[0] ? &caches[0]->tensor : nullptr;
+    params.kpe_cache = caches[1] ? &caches[1]->tensor : nullptr;
+    check(attile_append_paged_mla_kv_cache(&params, nullptr));
+    mark_written(caches[0]);
+    mark_written(caches[1]);
+    Py_RETURN_NONE;
+  });
+}
+
+using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+PyCFunction as_method(Fast f) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f)); }
+
+PyMethodDef functions[] = {
+    {"mla_decode", as_method(mla_decode), METH_FASTCALL, "mla_decode with every argument given by position, in the order of attile.mla_decode."},
+    {"explain_mla_decode", as_method(explain_mla_decode), METH_FASTCALL, "What mla_decode would do with these arguments, as JSON."},
+    {"mla_plan", as_method(mla_plan), METH_FASTCALL, "The plan of a batch, as a capsule; dtypes by name."},
+    {"mla_run", as_method(mla_run), METH_FASTCALL, "One run of a planned batch."},
+    {"append_paged_mla_kv_cache", as_method(append), METH_FASTCALL, "append_paged_mla_kv_cache, by position, in place."},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+
+void register_mla_decode(py::module_& m) { add_functions(m, functions); }
+
+}  // namespace attile::python
