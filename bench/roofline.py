@@ -1,62 +1,102 @@
 """The machine's ceilings, measured in the same run as what is compared with them.
 
-Multiply-adds a second of one thread in registers for each instruction set, and bytes a second read from memory. The loops are C++
-(peaks.cpp), compiled on the spot; without a compiler, or on another architecture, there are no ceilings and no percentages.
+Operations a second in registers for each instruction set, and bytes a second read from memory (the best of 1, 4 and 8 streams), for each
+number of threads. The loops are C++ (peaks.cpp), compiled on the spot, or taken from a peaks.so beside it; without either, or on another
+architecture, there are no ceilings and no percentages.
 """
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-FLOPS_A_LANE = 2
-LANES = {"avx512": 16, "avx2": 8}
+SOURCE = Path(__file__).with_name("peaks.cpp")
+FLAGS = ("-std=c++20", "-O2", "-shared", "-fPIC", "-pthread", "-static-libstdc++")
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """flops: float32 operations a second by instruction set; read: bytes a second. One thread."""
+    """flops: operations a second by instruction (avx2, avx512: float32 multiply-add; avx512_bf16, amx_bf16: dot products);
+    reads: bytes a second by number of streams."""
 
-    flops: dict
-    read: float | None
+    threads: int
+    flops: dict = field(default_factory=dict)
+    reads: dict = field(default_factory=dict)
+
+    @property
+    def read(self):
+        return max(self.reads.values(), default=None)
+
+    def roof(self, isa, dtype):
+        """(name, operations a second) of the fastest instruction for this dtype in a kernel's instruction set."""
+        names = ["avx2"] if "avx2" in isa else ["avx512"] if isa.startswith(("avx512", "amx")) else []
+        if dtype == "bfloat16" and names == ["avx512"]:
+            names = ["amx_bf16"] if "amx" in isa else ["avx512", "avx512_bf16"]
+        return max(((name, self.flops[name]) for name in names if name in self.flops), key=lambda pair: pair[1], default=(None, None))
 
     def describe(self):
-        if not self.flops:
-            return "no compiler for bench/peaks.cpp: no percentages"
-        rates = ", ".join(f"{isa} {rate / 1e9:.0f} GFLOP/s" for isa, rate in self.flops.items())
-        return f"one thread: float32 multiply-add {rates}; memory read {self.read / 1e9:.1f} GB/s"
+        rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in self.flops.items())
+        reads = ", ".join(f"{rate / 1e9:.1f} ({name.removeprefix('read')} streams)" for name, rate in self.reads.items())
+        return f"{self.threads} thread(s): {rates}; memory read GB/s {reads}" if rates else "no compiler for peaks.cpp: no percentages"
 
 
-def measure(features, seconds=0.05, repeats=9):
+def measure(threads, seconds=0.01, repeats=15):
     """The best of `repeats`: a ceiling is what the machine can do undisturbed."""
-    library = compile_peaks()
+    library = load()
+    peaks = Roofline(threads)
     if library is None:
-        return Roofline({}, None)
-    flops = {}
-    for isa, lanes in LANES.items():
-        if features.get(isa):
-            loop = getattr(library, f"fma_{isa}")
-            loop.restype, loop.argtypes = ctypes.c_double, [ctypes.c_int64]
-            rounds = int(1e5 * seconds / max(loop(int(1e5)), 1e-6)) + 1
-            flops[isa] = rounds * library.fma_chains() * lanes * FLOPS_A_LANE / min(loop(rounds) for _ in range(repeats))
-    memory = np.ones(1 << 28, np.uint8)
-    read = library.read_memory
-    read.restype, read.argtypes = ctypes.c_double, [ctypes.c_void_p, ctypes.c_int64]
-    return Roofline(flops, memory.size / min(read(memory.ctypes.data, memory.size) for _ in range(repeats)))
+        return peaks
+    memory = np.ones((threads, memory_bytes()), np.uint8)
+    for peak in filter(library.peak_here, range(library.peaks())):
+        name, operations = library.peak_name(peak).decode(), library.peak_operations(peak)
+
+        def run(rounds, peak=peak):
+            return library.peak_seconds(peak, threads, rounds, memory.ctypes.data, memory.shape[1])
+
+        if operations:
+            rounds = int(1e4 * seconds / max(run(10_000), 1e-6)) + 1
+            peaks.flops[name] = threads * rounds * operations / min(run(rounds) for _ in range(repeats))
+        else:
+            peaks.reads[name] = memory.size / min(run(0) for _ in range(max(5, repeats // 3)))
+    return peaks
 
 
-def compile_peaks():
+def memory_bytes():
+    """For each thread: twice the last cache, so that reading it again finds nothing there."""
+    return max(1 << 28, 2 * last_cache_bytes())
+
+
+def last_cache_bytes():
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return max((int(text[:-1]) * units[text[-1]] for path in sizes if (text := path.read_text().strip())[-1] in units), default=32 << 20)
+
+
+def load():
+    """peaks.cpp as a library; None where it cannot be had."""
+    if platform.machine() != "x86_64":
+        return None
+    ready = SOURCE.with_suffix(".so")
+    if ready.exists():
+        return declare(ctypes.CDLL(str(ready)))
     compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None or os.uname().machine != "x86_64":
+    if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "peaks.so"
-        command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", str(Path(__file__).with_name("peaks.cpp")), "-o", str(path)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
+        path = Path(folder) / ready.name
+        if subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(path)], capture_output=True, check=False).returncode:
             return None
-        return ctypes.CDLL(str(path))
+        return declare(ctypes.CDLL(str(path)))
+
+
+def declare(library):
+    library.peak_name.restype = ctypes.c_char_p
+    library.peak_operations.restype = library.peak_seconds.restype = ctypes.c_double
+    library.peak_seconds.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
+    return library

@@ -1,0 +1,169 @@
+"""What is timed: one call, on one or several sets of arrays, with its cost, its check and its rivals.
+
+A check compares with the float64 reference by the tests' own error model, on some rows of every head, and is made before anything is timed. A rival
+may be less accurate than we ask of ourselves, but not wrong: off by more than a few roundings of its dtype, it is reported and not timed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import roofline
+import tolerance
+from cases import Case, numpy_dtype
+
+import attile
+
+COLD_CACHES = 3  # a working set of so many last caches is read from memory
+CHECKED_ROWS = 16
+
+
+class Refused(Exception):
+    """A rival that does not take this problem, and why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """The same call on different memory, and how its result becomes [B,Tq,Hq,Dv] in NumPy."""
+
+    calls: list[Callable]
+    to_numpy: Callable = np.asarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Common to all: `id`, `threads`, a forced `kernel`, whether caches are `cold`, which rivals take part."""
+
+    id: str
+    rivals: tuple[str, ...] = ()
+    threads: int = 1
+    kernel: str | None = None
+    cold: bool = False
+    bound: str = "flops"  # or bytes: what the roof is
+
+    @property
+    def config(self):
+        return attile.FlashAttentionConfig(kernel=self.kernel) if self.kernel else None
+
+    def count(self, nbytes):
+        """Sets of arrays of `nbytes` such that none is in a cache when its turn comes."""
+        return -(-COLD_CACHES * roofline.last_cache_bytes() // nbytes) + 1 if self.cold else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Problem):
+    """flash_attention of a Case; [B,T,H,D] arrays."""
+
+    case: Case
+    function = "flash_attention"
+
+    @property
+    def dtype(self):
+        return self.case.dtype
+
+    def flops(self):
+        return self.case.flops()
+
+    def bytes(self):
+        return self.case.bytes()
+
+    def arrays(self):
+        """Keyword arguments of as many calls as there are sets; the same numbers in each."""
+        first = self.case.numpy_arrays(np.random.default_rng(0))
+        more = ({name: x.copy() if isinstance(x, np.ndarray) else x for name, x in first.items()} for _ in range(1, self.count(self.bytes())))
+        return [first, *more]
+
+    def explain(self, sets):
+        return attile.explain(attile.flash_attention, **sets[0], cfg=self.config)
+
+    def attile(self, sets):
+        query, value = sets[0]["query"], sets[0]["value"]
+        out, config = np.empty(query.shape[:-1] + value.shape[-1:], query.dtype), self.config
+        return Contender([lambda call=call: attile.flash_attention(**call, cfg=config, out=out) for call in sets])
+
+    def judges(self, sets):
+        """(rows, Judge) for rows at the start, in the middle and at the end."""
+        return row_judges(sets[0])
+
+
+def row_judges(call):
+    """Judges of a few query rows of a plain call: full, or causal in either alignment, with a bias at most."""
+    seqlen_q, seqlen_k = call["query"].shape[1], call["key"].shape[1]
+    first_rows = {max(0, min(at, seqlen_q - CHECKED_ROWS)) for at in (0, seqlen_q // 2 - 5, seqlen_q)}
+    shift = seqlen_k - seqlen_q if call.get("causal_alignment") == "bottom_right" else 0
+    for start in sorted(first_rows):
+        rows = slice(start, min(start + CHECKED_ROWS, seqlen_q))
+        part = call | {"query": call["query"][:, rows]}
+        keys = slice(None)
+        if call.get("causal"):
+            keys = slice(0, rows.stop + shift)
+            part |= {"key": call["key"][:, keys], "value": call["value"][:, keys], "causal_alignment": "bottom_right"}
+        if "bias" in call:
+            part["bias"] = call["bias"][..., rows, keys]
+        yield rows, tolerance.Judge(part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached(Problem):
+    """flash_attention_with_kvcache: one or few new positions of a Case against a cache, dense or in shuffled pages."""
+
+    case: Case
+    page_size: int | None = None
+    function = "flash_attention_with_kvcache"
+
+    dtype, flops, bytes = Attention.dtype, Attention.flops, Attention.bytes
+
+    def arrays(self):
+        sets = Attention.arrays(self)
+        if self.page_size is not None:
+            rng = np.random.default_rng(1)
+            for call in sets:
+                batch, keys = call["key"].shape[:2]
+                table = rng.permutation(batch * keys // self.page_size).reshape(batch, -1).astype(np.int32)
+                call["page_table"] = table
+                for name in ("key", "value"):
+                    pages = call[name].reshape(table.size, self.page_size, *call[name].shape[2:])
+                    shuffled = np.empty_like(pages)
+                    shuffled[table.ravel()] = pages
+                    call[name + "_pages"] = shuffled
+        return sets
+
+    def call(self, call):
+        named = {"q": call["query"], "k_cache": call["key"], "v_cache": call["value"], "cfg": self.config}
+        if self.page_size is not None:
+            lengths = np.full(call["query"].shape[0], call["key"].shape[1], np.int32)
+            named |= {"k_cache": call["key_pages"], "v_cache": call["value_pages"], "page_table": call["page_table"], "cache_seqlens": lengths}
+        return named
+
+    def explain(self, sets):
+        return attile.explain(attile.flash_attention_with_kvcache, **self.call(sets[0]))
+
+    def attile(self, sets):
+        query, value = sets[0]["query"], sets[0]["value"]
+        out = np.empty(query.shape[:-1] + value.shape[-1:], query.dtype)
+        calls = [self.call(call) for call in sets]
+        return Contender([lambda call=call: attile.flash_attention_with_kvcache(**call, out=out) for call in calls])
+
+    def judges(self, sets):
+        plain = {name: sets[0][name] for name in ("query", "key", "value")}
+        return row_judges(plain | {"causal": True, "causal_alignment": "bottom_right"})
+
+
+def check(problem, sets, out, judges):
+    """Raise AssertionError unless our own answer is right."""
+    assert out.dtype == numpy_dtype(problem.dtype), f"{problem.id}: expected dtype {problem.dtype}, got {out.dtype}"
+    for rows, judge in judges:
+        judge.check(out[:, rows])
+
+
+def wrong(out, dtype, judges):
+    """What is wrong with a rival's answer, or None."""
+    limit = 8 * tolerance.epsilon(numpy_dtype(dtype)) + 1e-4
+    for rows, judge in judges:
+        got, expected = np.asarray(out[:, rows], np.float64), judge.out.astype(np.float64)
+        if got.shape != expected.shape:
+            return f"shape {got.shape}, expected {expected.shape}"
+        error = np.abs(got - expected).max()
+        if not error <= limit * max(1.0, np.abs(expected).max()):
+            return f"off by {error:.3g}"
+    return None

@@ -1,0 +1,144 @@
+"""What a run says: a line a case, two runs compared, README's tables, a picture. A run is the JSON that bench.py saves."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+
+def load(path):
+    return json.loads(Path(path).read_text())
+
+
+def version_of(name, package):
+    try:
+        return {name: importlib.metadata.version(package)}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+
+
+def cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def machine_line(machine):
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['features'])}; {versions}"
+
+
+# ---------------------------------------------------------------- the table
+
+WIDTH = 34
+
+
+def head(suite):
+    return f"{suite:{WIDTH}} {'kernel':22} {'ms':>9} {'spread':>6} {'n':>2} {'GFLOP/s':>8} {'%roof':>5} {'GB/s':>6} {'%read':>5}  time of rivals"
+
+
+def percent(share):
+    return "-" if share is None else f"{100 * share:.0f}"
+
+
+def line(row):
+    ratios = [f"{name} {rival['ratio']:.2f}x" for name, rival in row["rivals"].items()]
+    refused = [f"{name} {reason if reason.startswith(('wrong', 'fails')) else '-'}" for name, reason in row["refused"].items()]
+    return (
+        f"{row['case']:{WIDTH}} {row['kernel']:22} {row['ms']:9.3f} {100 * row['spread']:5.1f}% {row['repeats']:2} {row['gflops']:8.1f} "
+        f"{percent(row['of_roof']):>5} {row['gbytes']:6.2f} {percent(row['of_read']):>5}  {'  '.join(ratios + refused)}"
+    )
+
+
+def comparison(old, new):
+    """A line for each case of both: what became of time and share of the roof, on whatever machines."""
+    before = {(row["suite"], row["case"]): row for row in old["cases"]}
+    lines = [f"{'case':{WIDTH}} {'old ms':>9} {'new ms':>9} {'faster':>7} {'old %':>6} {'new %':>6}  of"]
+    for row in new["cases"]:
+        was = before.get((row["suite"], row["case"]))
+        if was is not None:
+            share = "of_read" if row["bound"] == "bytes" else "of_roof"
+            lines.append(
+                f"{row['case']:{WIDTH}} {was['ms']:9.3f} {row['ms']:9.3f} {was['ms'] / row['ms']:6.2f}x {percent(was[share]):>6} {percent(row[share]):>6}"
+                f"  {'memory read' if share == 'of_read' else row['roof']}"
+            )
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- README
+
+ROOFS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 dot", "avx512": "FMA", "avx2": "AVX2 FMA"}
+
+
+def readme(runs):
+    """Markdown: a table for each suite and run, every figure from the files."""
+    parts = []
+    for run in runs:
+        for suite in dict.fromkeys(row["suite"] for row in run["cases"]):
+            rows = [row for row in run["cases"] if row["suite"] == suite]
+            names = list(dict.fromkeys(name for row in rows for name in row["rivals"]))
+            lines = [f"`python bench/bench.py {suite}`: {machine_line(run['machine'])}.", ""]
+            lines += [f"| {suite} | rate | of the roof | {' | '.join(names)} |", "|---" * (3 + len(names)) + "|"]
+            lines += [f"| {row['case']} | {rate(row)} | {share(row)} | {' | '.join(ratio(row, name) for name in names)} |" for row in rows]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def rate(row):
+    if row["suite"] == "overhead":
+        return f"{1e3 * row['ms']:.1f} us"
+    return f"{row['gbytes']:.1f} GB/s" if row["bound"] == "bytes" else f"{row['gflops']:.0f} GFLOP/s"
+
+
+def share(row):
+    if row["suite"] == "overhead":
+        return ""
+    if row["bound"] == "bytes":
+        return "-" if row["of_read"] is None else f"{percent(row['of_read'])}% of memory"
+    return "-" if row["of_roof"] is None else f"{percent(row['of_roof'])}% of {ROOFS[row['roof']]}"
+
+
+def ratio(row, name):
+    if name in row["rivals"]:
+        return f"{row['rivals'][name]['ratio']:.2f}x"
+    return "wrong" if row["refused"].get(name, "").startswith("wrong") else ""
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def plot(run, path):
+    """Bars: every case's rate, ours and the rivals', with the roof as a line."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    suites = list(dict.fromkeys(row["suite"] for row in run["cases"]))
+    rows = {suite: [row for row in run["cases"] if row["suite"] == suite] for suite in suites}
+    names = ["attile", *dict.fromkeys(name for row in run["cases"] for name in row["rivals"])]
+    colour = {name: f"C{i}" for i, name in enumerate(names)}
+    heights = [1 + sum(2 + len(row["rivals"]) for row in rows[suite]) * 0.16 for suite in suites]
+    figure, axes = plt.subplots(len(suites), figsize=(9, sum(heights) + 0.6), height_ratios=heights, squeeze=False, layout="constrained")
+    for axis, suite in zip(axes[:, 0], suites, strict=True):
+        unit = "GB/s" if rows[suite][0]["bound"] == "bytes" else "GFLOP/s"
+        at, ticks = 0.0, []
+        for row in rows[suite]:
+            ours, of_roof = (row["gbytes"], row["of_read"]) if unit == "GB/s" else (row["gflops"], row["of_roof"])
+            bars = {"attile": ours} | {name: ours / rival["ratio"] for name, rival in row["rivals"].items()}
+            ticks.append((at + (len(bars) - 1) / 2, row["case"]))
+            if of_roof:
+                axis.plot([ours / of_roof] * 2, [at - 0.5, at + len(bars) - 0.5], color="black", linewidth=1)
+            for name, height in bars.items():
+                axis.barh(at, height, color=colour[name], height=0.9)
+                at += 1
+            at += 1
+        axis.set(yticks=[y for y, _ in ticks], yticklabels=[label for _, label in ticks], xlabel=unit, title=suite)
+        axis.tick_params(labelsize=7)
+        axis.invert_yaxis()
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour[name]) for name in names]
+    figure.legend(handles, names, loc="outside upper right", ncols=len(names), fontsize=8)
+    figure.suptitle(machine_line(run["machine"])[:110], fontsize=7, x=0.01, ha="left")
+    figure.savefig(path, dpi=130)

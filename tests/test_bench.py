@@ -1,0 +1,90 @@
+"""bench/bench.py as a user runs it: one small case, what it saves, and what it makes of saved runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench" / "bench.py"
+pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="a source distribution has no bench folder")
+
+
+def bench(*arguments):
+    done = subprocess.run([sys.executable, str(BENCH), *map(str, arguments)], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "run.json"
+    printed = bench("overhead", "--repeats", 3, "--save", path)
+    return path, json.loads(path.read_text()), printed
+
+
+def test_a_case_is_checked_timed_and_saved(saved):
+    _, run, printed = saved
+    (row,) = run["cases"]
+    assert f"\n{row['case']} " in printed
+    assert (row["suite"], row["case"], row["threads"], row["repeats"]) == ("overhead", "fp32-1x1x1x64", 1, 3)
+    # one pair of positions, 64 + 64 dims: a multiplication and an addition each, over the time that is reported
+    assert row["gflops"] == pytest.approx(2 * (64 + 64) / (row["ms"] * 1e6))
+    assert row["gbytes"] == pytest.approx(4 * 64 * 4 / (row["ms"] * 1e6))
+    for name, rival in row["rivals"].items():
+        assert rival["ratio"] == pytest.approx(rival["ms"] / row["ms"]), name
+    assert {*row["rivals"], *row["refused"]} == {"torch", "numpy"}
+    if row["of_roof"] is not None:
+        assert row["of_roof"] == pytest.approx(row["gflops"] * 1e9 / run["peaks"]["1"]["flops"][row["roof"]])
+    assert run["machine"]["cpu"]
+    assert run["machine"]["versions"]["attile"]
+
+
+def test_two_runs_are_compared_by_case(saved, tmp_path):
+    path = saved[0]
+    run, slower = json.loads(path.read_text()), tmp_path / "slower.json"
+    run["cases"][0]["ms"] *= 3
+    slower.write_text(json.dumps(run))
+    line = bench("compare", slower, path).splitlines()[1]
+    assert line.split()[0] == "fp32-1x1x1x64"
+    assert "3.00x" in line.split()
+
+
+def test_the_tables_of_the_readme_come_from_a_saved_run(saved):
+    path, run, _ = saved
+    (row,) = run["cases"]
+    table = bench("readme", "--from", path)
+    assert f"| fp32-1x1x1x64 | {1e3 * row['ms']:.1f} us |" in table
+    assert f"| {row['rivals']['numpy']['ratio']:.2f}x |" in table
+
+
+def test_a_run_is_drawn(saved, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "run.png"
+    bench("overhead", "--repeats", 3, "--without", "torch", "--plot", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_answers_are_not_timed(tmp_path):
+    """A rival that is off is told, and our own wrong answer ends in a failure."""
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCH.parent)!r})\n"
+        "import bench, problems\n"
+        "numpy_plain, attention = bench.RIVALS['numpy'], problems.attile.flash_attention\n"
+        "def off(problem, sets):\n"
+        "    rival = numpy_plain(problem, sets)\n"
+        "    return problems.Contender([lambda: rival.calls[0]() + 0.01], rival.to_numpy)\n"
+        "bench.RIVALS['numpy'] = off\n"
+        "bench.main(['overhead', '--repeats', '3', '--without', 'torch'])\n"
+        "problems.attile.flash_attention = lambda *a, out, **kw: attention(*a, out=out, **kw) * 1.001\n"
+        "problems.Attention.explain = lambda self, sets: {}\n"
+        "bench.main(['overhead', '--repeats', '3'])\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, encoding="utf-8", check=False)
+    first, second = done.stdout.split("fp32-1x1x1x64")[1:]
+    assert "numpy wrong: off by 0.01" in first
+    assert "NOT TIMED: out: too far from the reference" in second
+    assert done.returncode != 0
+    assert "not timed: fp32-1x1x1x64" in done.stderr
