@@ -7,6 +7,7 @@ one of three routes: "numpy" (the C struct of an ndarray), "exchange" (the C tab
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -35,6 +36,10 @@ class ArrayLibrary:
         Whether `out=` may be one of its arrays.
     legacy_writable : bool
         Whether that holds for a capsule without a version, which cannot say that it is read-only.
+    synchronizes : bool
+        Whether CUDA work has to be waited for, as the library would not order its own work after it.
+    export_stream : int, optional
+        For ``__dlpack__(stream=...)``, where the library's default would not do.
     flags, flag_methods : tuple of str
         Attributes, and methods without arguments: when one is true, `check` sees the array before it is read.
     """
@@ -42,6 +47,8 @@ class ArrayLibrary:
     name = ""
     mutable = True
     legacy_writable = False
+    synchronizes = False
+    export_stream: int | None = None
     flags: tuple[str, ...] = ()
     flag_methods: tuple[str, ...] = ()
 
@@ -64,8 +71,12 @@ class ArrayLibrary:
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Allocate an array on the device of `like`; None when the library has to adopt a buffer."""
+        """Allocate an array on the device of `like`; None when the library has to adopt a buffer, which lies on the CPU."""
         return None
+
+    def stream(self, device: int) -> int:
+        """Handle of the stream that is current for a CUDA device; 0 is the legacy default stream."""
+        raise NotImplementedError(f"attile: CUDA arrays of {self.name} are not taken: expected arrays of torch, CuPy or JAX")
 
     def adopt(self, buffer: Any, like: Any) -> Any:
         """Turn a filled buffer, a DLPack producer of ours, into an array on the device of `like`, without a copy."""
@@ -167,12 +178,24 @@ class Torch(ArrayLibrary):
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
 
+    def stream(self, device):
+        return sys.modules["torch"].cuda.current_stream(device).cuda_stream
+
+
+def _with_64_bit(jax, wanted):
+    # jax.enable_x64 is a context since jax 0.8.
+    if not wanted or jax.config.jax_enable_x64:
+        return contextlib.nullcontext()
+    return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)
+
 
 class JAX(ArrayLibrary):
-    """Concrete jax.Array on the CPU. Its arrays are immutable, so a result is computed into memory that JAX adopts."""
+    """Concrete jax.Array. Its arrays are immutable: on the CPU a result is computed into memory that JAX adopts, on CUDA into an array
+    of JAX that nobody has seen yet. XLA tells no one its streams: ``__dlpack__`` waits for an input, and the call for its result."""
 
     name = "jax"
     mutable = False
+    synchronizes = True
 
     def route(self, cls):
         jax = sys.modules.get("jax")
@@ -196,15 +219,21 @@ class JAX(ArrayLibrary):
             raise ValueError(f"{where} must be on one device: expected 1, got an array sharded over {len(array.devices())}")
         return array
 
-    def adopt(self, buffer, like):
-        import jax
+    def empty(self, shape, dtype, like):
+        jax = sys.modules["jax"]
+        if next(iter(like.devices())).platform == "cpu":
+            return None
+        if dtype == "uint8":  # scratch: XLA compiles for each size, so let there be few
+            shape = (1 << (shape[0] - 1).bit_length(),)
+        with _with_64_bit(jax, dtype == "float64"):
+            return jax.numpy.empty(shape, dtype, device=like.sharding)
 
-        if like.dtype == np.float64 and not jax.config.jax_enable_x64:
-            # made in JAX's 64-bit mode and used outside it, where JAX would turn the result into float32
-            enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-            with enable_x64(True):
-                array = jax.dlpack.from_dlpack(buffer)
-        else:
+    def stream(self, device):
+        return 2  # the default stream of the calling thread
+
+    def adopt(self, buffer, like):
+        jax = sys.modules["jax"]
+        with _with_64_bit(jax, like.dtype == np.float64):  # else JAX would turn float64 made in that mode into float32
             array = jax.dlpack.from_dlpack(buffer)
         return array if array.devices() == like.devices() else jax.device_put(array, like.sharding)
 
@@ -214,13 +243,20 @@ class CuPy(ArrayLibrary):
 
     name = "cupy"
     legacy_writable = True
+    export_stream = -1  # our work is on the stream that is current anyway: no waiting
 
     def route(self, cls):
         cupy = sys.modules.get("cupy")
         return "protocol" if cupy is not None and issubclass(cls, cupy.ndarray) else None
 
     def empty(self, shape, dtype, like):
-        return sys.modules["cupy"].empty(shape, _numpy_dtype(dtype))
+        with like.device:
+            return sys.modules["cupy"].empty(shape, _numpy_dtype(dtype))
+
+    def stream(self, device):
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(device):
+            return cupy.cuda.get_current_stream().ptr
 
 
 class Producer(ArrayLibrary):

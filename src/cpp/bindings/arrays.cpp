@@ -35,6 +35,9 @@ const ArrayType* recognise(PyObject* object) {
   l.empty = library.attr("empty");
   l.adopt = library.attr("adopt");
   l.written = library.attr("written");
+  l.stream = library.attr("stream");
+  l.synchronizes = library.attr("synchronizes").cast<bool>();
+  l.export_stream = library.attr("export_stream");
   l.flags = strings(library.attr("flags"));
   l.flag_methods = strings(library.attr("flag_methods"));
   if (const py::object watch = library.attr("watch")(); !watch.is_none()) {
@@ -115,7 +118,7 @@ void read(Borrowed& b, PyObject* object, Where where, bool in_place) {
     }
     case Route::protocol:
       try {
-        b.exported = export_by_protocol(object);
+        b.exported = export_by_protocol(object, library.export_stream.ptr());
       } catch (py::error_already_set& error) {
         error.restore();
         refuse_export(object, library, where, in_place);
@@ -184,16 +187,20 @@ namespace {
 
 const char* dtype_name(attile_dtype t) {
   if (t.code == 4) return "bfloat16";
+  if (t.bits == 8) return "uint8";
   return t.bits == 64 ? "float64" : t.bits == 32 ? "float32" : "float16";
 }
 
 // By the exchange table: allocated and wrapped by the library, without a Python call.
-py::object allocate(const dlpack::ExchangeApi& api, attile_tensor& spec) {
+py::object exchange_allocate(const dlpack::ExchangeApi& api, attile_tensor& spec) {
   dlpack::Tensor prototype = dlpack::describe(spec);
   prototype.strides = nullptr;  // C-contiguous
   dlpack::ManagedVersioned* managed = nullptr;
   auto set_error = [](void*, const char*, const char* message) { PyErr_SetString(PyExc_MemoryError, message); };
-  if (api.allocate(&prototype, &managed, nullptr, set_error) != 0) throw py::error_already_set();
+  if (api.allocate(&prototype, &managed, nullptr, set_error) != 0) {
+    if (!PyErr_Occurred()) PyErr_NoMemory();
+    throw py::error_already_set();
+  }
   const dlpack::Tensor& tensor = managed->tensor;
   spec.data = tensor.data ? static_cast<char*>(tensor.data) + tensor.byte_offset : nullptr;
   void* object = nullptr;
@@ -201,16 +208,55 @@ py::object allocate(const dlpack::ExchangeApi& api, attile_tensor& spec) {
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
 
+// The library could not allocate: MemoryError with its words as the cause.
+[[noreturn]] void refuse_allocation(const attile_tensor& spec, const char* function) {
+  if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
+  if (!PyErr_ExceptionMatches(PyExc_MemoryError)) {
+    py::error_already_set error;  // torch and XLA have no type of their own for it that is a MemoryError
+    const std::string text = py::str(error.value());
+    if (text.find("out of memory") == std::string::npos && text.find("RESOURCE_EXHAUSTED") == std::string::npos) throw error;
+    error.restore();
+  }
+  int64_t bytes = spec.dtype.bits / 8;
+  for (int32_t d = 0; d < spec.rank; ++d) bytes *= spec.shape[d];
+  refuse_from_pending(PyExc_MemoryError, {function, ""}, "memory on cuda:" + std::to_string(spec.device_id) + " ran out",
+                      std::to_string(bytes) + " bytes", "an error of the library");
+}
+
 }  // namespace
 
+void* current_stream(const Borrowed& array) {
+  const attile_tensor& t = array.tensor;
+  if (t.device_type == 1) return nullptr;
+  void* stream = nullptr;
+  if (const dlpack::ExchangeApi* api = array.type->api; api && api->current_stream) {
+    if (api->current_stream(t.device_type, t.device_id, &stream) != 0) throw py::error_already_set();
+    return stream;
+  }
+  const py::object handle = array.type->library.stream(t.device_id);
+  stream = PyLong_AsVoidPtr(handle.ptr());
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return stream;
+}
+
 Result::Result(attile_tensor& spec, const Borrowed& like, const char* function) {
+  try {
+    allocate(spec, like, function);
+  } catch (py::error_already_set& error) {
+    if (spec.device_type == 1) throw;
+    error.restore();
+    refuse_allocation(spec, function);
+  }
+}
+
+void Result::allocate(attile_tensor& spec, const Borrowed& like, const char* function) {
   const ArrayType& type = *like.type;
   if (type.route == Route::numpy) {
     object_ = numpy::empty(spec, like.object);
     return;
   }
   if (type.route == Route::exchange) {
-    object_ = allocate(*type.api, spec);
+    object_ = exchange_allocate(*type.api, spec);
     return;
   }
   py::tuple shape(static_cast<size_t>(spec.rank));
@@ -223,7 +269,7 @@ Result::Result(attile_tensor& spec, const Borrowed& like, const char* function) 
     return;
   }
   Call call(function, true);
-  spec.data = call.output(object_.ptr(), "result")->tensor.data;
+  spec.data = call.required(object_.ptr(), "result")->data;  // JAX's may be written too: nobody else has it yet
 }
 
 py::object Result::finish() { return adopt_ ? py::object(adopt_(object_, like_)) : std::move(object_); }

@@ -18,7 +18,9 @@ struct Library {
   std::string name;
   bool is_mutable = true;
   bool legacy_writable = false;
-  py::object check, empty, adopt, written;      // its methods; written may be None
+  bool synchronizes = false;                            // CUDA work is to be waited for
+  py::object check, empty, adopt, written, stream;      // its methods; written may be None
+  py::object export_stream;                             // for __dlpack__(stream=); None: not passed
   std::vector<py::object> flags, flag_methods;  // attributes and methods that are true when check() must look at an array
   // check() looks at every array while this attribute of this object (null: none) is not the quiet value.
   py::object watched, watched_attribute, quiet_value;
@@ -70,6 +72,9 @@ class Call {
   std::array<Borrowed, kMaxArrays> arrays_;
 };
 
+// The stream of the array's library that is current for the array's device; null on the CPU.
+void* current_stream(const Borrowed& array);
+
 // A new array of the library of `like`: its memory is in spec.data at once, the object is ready after finish().
 class Result {
  public:
@@ -77,6 +82,8 @@ class Result {
   py::object finish();
 
  private:
+  void allocate(attile_tensor& spec, const Borrowed& like, const char* function);
+
   py::object object_, adopt_, like_;  // adopt_: object_ is a Buffer that this method turns into an array
 };
 

@@ -24,12 +24,13 @@ dlpack::Tensor dlpack::describe(attile_tensor& t) {
 namespace {
 
 // Producers from before the 2023 array API standard know neither keyword.
-py::object dlpack_capsule(PyObject* array) {
+py::object dlpack_capsule(PyObject* array, PyObject* stream) {
   static const auto* names = new py::tuple(py::make_tuple("max_version", "copy"));
+  static const auto* names_with_stream = new py::tuple(py::make_tuple("max_version", "copy", "stream"));
   static const auto* version = new py::tuple(py::make_tuple(1, 3));
   static const auto* method = new py::str("__dlpack__");
-  PyObject* arguments[] = {array, version->ptr(), Py_False};
-  PyObject* capsule = PyObject_VectorcallMethod(method->ptr(), arguments, 1, names->ptr());
+  PyObject* arguments[] = {array, version->ptr(), Py_False, stream};
+  PyObject* capsule = PyObject_VectorcallMethod(method->ptr(), arguments, 1, (stream == Py_None ? names : names_with_stream)->ptr());
   if (!capsule && PyErr_ExceptionMatches(PyExc_TypeError)) {
     PyErr_Clear();
     capsule = PyObject_CallMethodNoArgs(array, method->ptr());
@@ -40,8 +41,8 @@ py::object dlpack_capsule(PyObject* array) {
 
 }  // namespace
 
-Exported export_by_protocol(PyObject* array) {
-  const py::object capsule = dlpack_capsule(array);
+Exported export_by_protocol(PyObject* array, PyObject* stream) {
+  const py::object capsule = dlpack_capsule(array, stream);
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     auto* managed = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (managed->version.major != 1) raise(PyExc_BufferError, "its DLPack version is " + std::to_string(managed->version.major));
@@ -61,8 +62,9 @@ Exported export_by_protocol(PyObject* array) {
 attile_tensor tensor_of(const dlpack::Tensor& from, Where where) {
   attile_tensor t;
   t.dtype = {from.dtype.code, from.dtype.bits, from.dtype.lanes};
-  t.device_type = from.device.type;
-  t.device_id = from.device.id;
+  constexpr int32_t kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13;
+  t.device_type = from.device.type == kCudaHost ? kCpu : from.device.type == kCudaManaged ? kCuda : from.device.type;
+  t.device_id = from.device.type == kCudaHost ? 0 : from.device.id;
   t.rank = from.ndim;
   if (t.rank > ATTILE_MAX_RANK)
     refuse(PyExc_ValueError, where, " has too many dimensions", "at most " + std::to_string(ATTILE_MAX_RANK), std::to_string(t.rank));

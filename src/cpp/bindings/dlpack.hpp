@@ -60,7 +60,7 @@ struct ExchangeApi {
   int (*managed_from_object)(void* object, ManagedVersioned** out);
   int (*managed_to_object)(ManagedVersioned* tensor, void** object);
   int (*tensor_from_object)(void* object, Tensor* out);  // may be null
-  int (*current_stream)(int32_t device_type, int32_t device_id, void** stream);
+  int (*current_stream)(int32_t device_type, int32_t device_id, void** stream);  // may be null
 };
 
 // The table that a type publishes in a version we speak, or null.
@@ -98,10 +98,11 @@ class Exported {
   dlpack::ManagedVersioned* versioned_ = nullptr;
 };
 
-// array.__dlpack__() without a copy. Raises what the producer raised.
-Exported export_by_protocol(PyObject* array);
+// array.__dlpack__() without a copy; with stream= where that is not None. Raises what the producer raised.
+Exported export_by_protocol(PyObject* array, PyObject* stream);
 
-// The view of a DLPack tensor. Raises ValueError where attile_tensor cannot express it.
+// The view of a DLPack tensor: pinned host memory counts as the host's, managed memory as the device's. Raises ValueError where
+// attile_tensor cannot express it.
 attile_tensor tensor_of(const dlpack::Tensor& from, Where where);
 
 // Registers Buffer: memory of ours, aligned to 64 bytes, that a library without an allocator for others adopts by __dlpack__.

@@ -8,11 +8,31 @@ namespace {
 
 constexpr int32_t kMaxOutputs = 2;
 
-attile_status run_without_gil(attile_op* op) {
+attile_status run_without_gil(attile_op* op, void* workspace, void* stream, bool synchronize, int32_t device_id) {
   PyThreadState* state = PyEval_SaveThread();
-  const attile_status status = attile_op_run(op, nullptr, nullptr, nullptr);
+  attile_status status = attile_op_run(op, workspace, stream, nullptr);
+  if (status == ATTILE_OK && synchronize) status = attile_cuda_synchronize(device_id, stream);
   PyEval_RestoreThread(state);
   return status;
+}
+
+// Computes on the CPU with the library's own scratch, or on CUDA: scratch from the array library, on its current stream, which
+// orders it against the next use of that memory.
+void compute(attile_op* op, const Call& call, void* stream) {
+  const Borrowed& first = call.first();
+  const bool on_cpu = first.tensor.device_type == 1;
+  std::optional<Result> scratch;
+  attile_tensor spec{};
+  if (const size_t bytes = on_cpu ? 0 : attile_op_workspace_bytes(op)) {
+    spec.dtype = {1, 8, 1};
+    spec.device_type = first.tensor.device_type;
+    spec.device_id = first.tensor.device_id;
+    spec.rank = 1;
+    spec.shape[0] = static_cast<int64_t>(bytes);
+    spec.strides[0] = 1;
+    scratch.emplace(spec, first, call.function());
+  }
+  check(run_without_gil(op, spec.data, stream, !on_cpu && first.type->library.synchronizes, first.tensor.device_id));
 }
 
 }  // namespace
@@ -22,6 +42,7 @@ PyObject* run(Operation op, const Call& call, const Borrowed* out) {
   attile_tensor specs[kMaxOutputs];
   const attile_tensor* tensors[kMaxOutputs];
   std::optional<Result> results[kMaxOutputs];
+  void* stream = current_stream(call.first());
   for (int32_t i = 0; i < count; ++i) {
     const bool given = i == 0 && out;
     tensors[i] = given ? &out->tensor : &specs[i];
@@ -30,7 +51,7 @@ PyObject* run(Operation op, const Call& call, const Borrowed* out) {
     results[i].emplace(specs[i], call.first(), call.function());
   }
   check(attile_op_bind(op.get(), tensors, count));
-  check(run_without_gil(op.get()));
+  compute(op.get(), call, stream);
   if (out && !out->type->library.written.is_none()) out->type->library.written(py::handle(out->object));
 
   auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(out->object); };

@@ -1,0 +1,10 @@
+// The kernels of libattile_cuda, fastest first.
+#include "cuda/kernels.hpp"
+
+#include "cuda/generic/forward_launch.hpp"
+
+namespace attile::cuda {
+
+std::span<const Kernel> forward_kernels() { return generic_forward_kernels(); }
+
+}  // namespace attile::cuda
