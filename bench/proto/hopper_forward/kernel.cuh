@@ -19,6 +19,11 @@
 #include <cstddef>
 #include <type_traits>
 
+#ifndef BIAS_HINT
+#define BIAS_HINT ptx::kEvictFirst
+#endif
+constexpr uint64_t kBiasHint = BIAS_HINT;
+
 struct Strides {
   int64_t batch, row, head;  // in elements; the head dimension is contiguous
 };
@@ -157,7 +162,7 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
       const uint32_t bar = bias_ring.acquire(T::kBiasBytes);
 #pragma unroll
       for (int c = 0; c < T::kTileN / T::kBiasColumns; ++c)
-        ptx::tma_load_5d(at.bias() + bias_ring.stage * T::kBiasBytes + c * T::kTileM * T::kBiasRow, &p.bias, bar, ptx::kEvictFirst,
+        ptx::tma_load_5d(at.bias() + bias_ring.stage * T::kBiasBytes + c * T::kTileM * T::kBiasRow, &p.bias, bar, kBiasHint,
                          j * T::kTileN + c * T::kBiasColumns, w.bias_row, w.bias_head, w.bias_batch, 0);
       bias_ring.advance();
     }
@@ -222,12 +227,6 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     keys = next;
   }
   while (T::kTune.schedule == Schedule::kDynamic && index < count) draw(), next_index();  // every number is drawn
-}
-
-// Where 16-byte piece c of a line lies in a tile of kRows lines, as the copies put it.
-template <int kRows>
-__device__ inline uint32_t swizzled(int line, int c) {
-  return c / 8 * (kRows * 128) + line * 128 + ((c % 8) ^ (line % 8)) * 16;
 }
 
 // ---- consumers -------------------------------------------------------------------------------------------------------------
@@ -320,7 +319,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   const uint32_t v_desc = ptx::descriptor_mn_major(at.v(), N * 128);
 
   SoftmaxState state;
-  float alpha[2], pending[2] = {1.f, 1.f};
+  float alpha[2];
   float o[T::Dv / 2];
   uint32_t prob[N / 16][4];
 
@@ -348,14 +347,18 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     if (T::kKind == Kind::kSegments) r = {max(r.begin, w.clean_begin), min(r.end, w.clean_end)};
     return r;
   };
-  // What happens to scores before the masks.
-  auto change = [&](float (&s)[N / 2], const Work& w, int j) {
+  // The bias of the tile whose Q K^T has been issued; while that runs.
+  uint32_t bias[T::kBias ? N / 16 : 1][4];
+  auto load_bias = [&] {
     if constexpr (T::kBias) {
       bias_ring.wait_full();
-      add_bias<Element, T::kTileM, N, T::kBiasColumns>(s, at.bias() + bias_ring.stage * T::kBiasBytes, me * 64 + threadIdx.x % 128 / 32 * 16,
-                                                       p.scores.scale);
+      load_bias_tile<T::kTileM, T::kBiasColumns>(bias, at.bias() + bias_ring.stage * T::kBiasBytes, me * 64 + threadIdx.x % 128 / 32 * 16);
       bias_ring.release(), bias_ring.advance();
     }
+  };
+  // What happens to scores before the masks.
+  auto change = [&](float (&s)[N / 2], const Work& w, int j) {
+    if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale);
     if constexpr (T::kScores) {
       scores.apply(s, j);
       if (p.segments.q && (j < w.clean_begin || j >= w.clean_end))
@@ -379,6 +382,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 
   // P of an output tile's first key tile; S has been issued.
   auto first_softmax = [&](float (&s)[N / 2], const Work& w) {
+    load_bias();
     ptx::wgmma_wait<0>();
     ptx::pin(s);
     const int j = w.j_end - 1;
@@ -393,34 +397,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     state.template find_max<false, true>(s, p.scale_log2, alpha, offset, 0);
     state.template exponentiate<0, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
     pack(s);
-    alpha[0] = alpha[1] = pending[0] = pending[1] = 1.f;
-  };
-
-  // 0, but computed from x (zero is 0, the compiler does not know): else ptxas moves the making of x, unused where this is used, behind
-  // the branch that leads here.
-  auto opaque_zero = [&](float x) { return __uint_as_float(__float_as_uint(x) & p.zero); };
-  // Scores of the key tile in the current K stage once more, by plain arithmetic: for the rare tile that stale_step cannot use.
-  auto scores_again = [&](float (&s)[N / 2]) {
-    const uint32_t q_tile = at.q() + q_ring.stage * T::kQBytes + me * 64 * 128, k_tile = at.k() + k_ring.stage * T::kKBytes;
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) s[i] = opaque_zero(s[i]);
-#pragma unroll 1
-    for (int c = 0; c < T::D / 4; ++c) {  // 4 columns, 8 bytes
-      float q[2][4];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) ptx::load_four<Element>(q_tile + swizzled<T::kTileM>(row + 8 * r, c / 2) + c % 2 * 8, q[r]);
-#pragma unroll
-      for (int i = 0; i < N / 8; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float k[4];
-          ptx::load_four<Element>(k_tile + swizzled<N>(8 * i + 2 * (lane % 4) + e, c / 2) + c % 2 * 8, k);
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-#pragma unroll
-            for (int x = 0; x < 4; ++x) s[4 * i + 2 * r + e] = fmaf(q[r][x], k[x], s[4 * i + 2 * r + e]);
-        }
-    }
+    alpha[0] = alpha[1] = 1.f;
   };
 
   Work w = take_work();
@@ -447,6 +424,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       v_ring.wait_full();
       issue_pv();
       if (T::kTune.pass == 0) turn.pass();
+      load_bias();
       ptx::wgmma_wait<1>();
       ptx::pin(s);
       if (T::kTune.pass == 1) turn.pass();
@@ -458,10 +436,6 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       float offset[2];
       state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
       if (T::kTune.pass == 3) ptx::pin(offset), turn.pass();
-      if constexpr (T::kTune.stale_max && T::kBand) {  // stale_step may have left something to do
-#pragma unroll
-        for (int r = 0; r < 2; ++r) alpha[r] *= pending[r], pending[r] = 1.f;
-      }
       constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
       state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, alpha, offset);
       if constexpr (T::kTune.wait_after > 0) {
@@ -479,72 +453,10 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       pack(s);  // not earlier: ptxas serialises wgmmas if a register that feeds one is written while another runs
       if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
     };
-    // As step, for tiles that every row sees, after each row has seen a key: the exp2 use the maximum of the tiles before, so they
-    // need not wait for this tile's, which is found meanwhile and scales from the next tile on (`pending`: what sum and O must yet be
-    // multiplied by for the new maximum). A tile whose maximum is larger by more than 2^40 is done again the plain way.
-    auto stale_step = [&] {
-      float s[N / 2];
-      k_ring.wait_full();
-      turn.wait();
-      issue_qk(s);
-      if (T::kTune.early_rescale) scale_rows<true>(o, alpha);
-      v_ring.wait_full();
-      issue_pv();
-      if (T::kTune.pass == 0) turn.pass();
-      ptx::wgmma_wait<1>();
-      ptx::pin(s);
-      if (T::kTune.pass == 1) turn.pass();
-      --j;
-      constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
-      const float sum_before[2] = {state.sum[0], state.sum[1]};
-      float offset[2] = {state.max[0] * p.scale_log2, state.max[1] * p.scale_log2};
-      float top[2] = {SoftmaxState::own_max<0>(s), SoftmaxState::own_max<1>(s)};  // ptxas puts them among the exp2
-      state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, pending, offset);
-      float moved[2];  // the next pending
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
-        top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
-        alpha[r] = pending[r];
-        const float grown = fmaf(top[r], p.scale_log2, -offset[r]);
-        moved[r] = grown > 8.f ? ptx::exp2_approx(-grown) : 1.f;
-      }
-      const bool again = __any_sync(~0u, fminf(moved[0], moved[1]) < 0x1p-40f);
-      ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset), ptx::pin(moved);
-      if (__builtin_expect(again, 0)) {
-        scores_again(s);
-        float more[2];
-        state.template find_max<false, T::kCausal>(s, p.scale_log2, more, offset, 0);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          state.sum[r] = sum_before[r] + opaque_zero(state.sum[r]), alpha[r] = pending[r] * more[r], moved[r] = 1.f;
-        state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, alpha, offset);
-      } else {
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          if (moved[r] < 1.f) state.max[r] = top[r];
-      }
-      if (T::kTune.pass >= 3) turn.pass();
-      release_k();
-      if (!T::kStoreByTma) q_ring.release(j == w.j_begin);
-      ptx::wgmma_wait<0>();
-      ptx::pin(o);
-      if (T::kTune.pass == 2) turn.pass();
-      release_v();
-      state.template exponentiate<kBefore, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
-      pack(s);
-      if (!T::kTune.early_rescale) scale_rows<true>(o, alpha);
-      pending[0] = moved[0], pending[1] = moved[1];
-    };
     const TileRange unmasked = full(w);
     const int right = max(w.j_begin, unmasked.end), left = T::kBand ? max(w.j_begin, unmasked.begin) : w.j_begin;
     while (j > right) step(std::true_type{});
-    if constexpr (T::kTune.stale_max && !T::kScores && !T::kBias && std::is_same_v<Element, __nv_bfloat16>) {
-      if (T::kCausal && j > left) step(std::false_type{});  // some row may not have seen a key before
-      while (j > left) stale_step();
-    } else {
-      while (j > left) step(std::false_type{});
-    }
+    while (j > left) step(std::false_type{});
     if (T::kBand)
       while (j > w.j_begin) step(std::true_type{});
 
@@ -559,7 +471,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     const int rows_left = w.seqlen_q - first_row(w);
     auto finish = [&] {
       const float sink = T::kBand && p.sinks ? p.sinks[w.head] * 1.4426950408889634f : -INFINITY;
-      state.finish(p.scale_log2, sink, pending, factor, lse);
+      state.finish(p.scale_log2, sink, factor, lse);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         if (lane % 4 == 0 && row + 8 * r < rows_left) lse_row[row + 8 * r] = lse[r];

@@ -27,8 +27,6 @@ struct Tuning {
   // basic block goes; so a wait for the next V tile, which has long come, ends the block).
   int wait_after;
   bool early_rescale;  // O is rescaled under the next Q K^T, not after P V
-  // exp2 start before this tile's maximum is known, with the maximum of the tiles before (Consumer's stale_step); bf16 only.
-  bool stale_max;
   int poly;          // of every 8 exp2, so many are polynomials on the FMA units
 };
 

@@ -223,8 +223,8 @@ void check(const Case& c) {
   if (!(relative < 6e-3 && lse_error < 2e-3)) std::exit(1);
 }
 
-template <Kind kKind, bool kShort = false>
-using Kernel = Traits<ELEMENT, HEAD_DIM, HEAD_DIM_V, kKind, kKind == Kind::kScores ? scored_tuning() : kKind == Kind::kBias ? bias_tuning() : edited(kKind != Kind::kFull, kShort)>;
+template <Kind kKind, Length kLength = Length::kMiddle>
+using Kernel = Traits<ELEMENT, HEAD_DIM, HEAD_DIM_V, kKind, kKind == Kind::kScores ? scored_tuning() : kKind == Kind::kBias ? bias_tuning() : edited(kKind != Kind::kFull, kLength)>;
 
 int main() {
   using Full = Kernel<Kind::kFull>;
@@ -236,11 +236,12 @@ int main() {
   check<Full>({.name = "full", .batch = 2, .group = 2, .sq = 150, .sk = 700});
   check<Full>({.name = "full, one key", .sq = 300, .sk = 1});
   check<Full>({.name = "full, cliffs", .heads = 1, .sq = 70, .sk = 900, .cliffs = true});
-  check<Kernel<Kind::kFull, true>>({.name = "full, short", .batch = 3, .sq = 260, .sk = 300});
+  check<Kernel<Kind::kFull, Length::kShort>>({.name = "full, short", .batch = 3, .sq = 260, .sk = 300});
   check<Causal>({.name = "causal", .batch = 2, .group = 2, .sq = 500, .sk = 650, .causal = true});
   check<Causal>({.name = "causal, more queries than keys", .sq = 400, .sk = 130, .causal = true});
   check<Causal>({.name = "causal, cliffs", .heads = 1, .sq = 200, .sk = 900, .causal = true, .cliffs = true});
-  check<Kernel<Kind::kCausal, true>>({.name = "causal, short", .batch = 3, .sq = 390, .sk = 390, .causal = true});
+  check<Kernel<Kind::kCausal, Length::kShort>>({.name = "causal, short", .batch = 3, .sq = 390, .sk = 390, .causal = true});
+  check<Kernel<Kind::kCausal, Length::kLong>>({.name = "causal, long", .batch = 2, .group = 2, .sq = 500, .sk = 650, .causal = true});
   check<Banded>({.name = "window", .sq = 300, .sk = 777, .band = true, .left = 100, .right = 37});
   check<Banded>({.name = "window, cliffs", .heads = 1, .sq = 300, .sk = 1200, .band = true, .left = 700, .right = 300, .cliffs = true});
   check<Banded>({.name = "causal top left", .sq = 200, .sk = 300, .causal = true, .band = true, .top_left = true});

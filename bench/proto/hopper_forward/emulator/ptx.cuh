@@ -113,13 +113,6 @@ template <class Element>
 void unpack(uint32_t two, float& low, float& high) {
   low = to_float<Element>(two & 0xffff), high = to_float<Element>(two >> 16);
 }
-template <class Element>
-void load_four(uint32_t address, float (&to)[4]) {
-  must(address % 8 == 0, "an 8-byte load");
-  uint32_t x[2];
-  std::memcpy(x, at(address), 8);
-  for (int i = 0; i < 2; ++i) unpack<Element>(x[i], to[2 * i], to[2 * i + 1]);
-}
 inline void load_matrix_x4(uint32_t address, uint32_t (&x)[4]) {
   const int lane = threadIdx.x % 32;
   const auto addresses = exchange(address);
