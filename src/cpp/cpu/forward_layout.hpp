@@ -21,7 +21,7 @@ struct ForwardLayout {
   int64_t lanes, rows, columns, k_rows, v_row;  // rows and columns (head_dim_v) as padded
   size_t element;
   size_t max, sum, out, state_bytes;  // of a BlockState, from its start
-  size_t queries, q, k, v, scores, ids, state, worker_bytes;
+  size_t queries, q, k, v, scores, probabilities, tops, ids, state, worker_bytes;
   size_t items, parts, workers, hook_units, hook_workers, total;
 
   ForwardLayout(const ForwardIsa& isa, const AttentionProblem& p, int64_t block_q, int64_t block_k, int64_t item_count, int64_t part_count,
@@ -48,10 +48,21 @@ struct ForwardLayout {
 
     at = 0;
     queries = take(rows * sizeof(QueryRow));
-    q = take(rows * p.head_dim * element);
-    k = take(up(p.head_dim, kChunk) * k_rows * element);
-    v = take(block_k * v_row * element);
-    scores = take(up(block_k, isa.block_step) * panel * element);
+    if (isa.tile_parts > 0) {
+      const int64_t bytes = 2 * isa.tile_parts, step = isa.block_step;
+      q = take(rows * up(p.head_dim, step) * bytes);
+      k = take(up(p.head_dim, step) * up(block_k, step) * bytes);
+      v = take(up(p.head_dim_v, step) * up(block_k, step) * bytes);
+      scores = take(2 * step * panel * element);
+      probabilities = take(2 * up(block_k, step) * panel * bytes);
+      tops = take(rows * element);
+    } else {
+      q = take(rows * p.head_dim * element);
+      k = take(up(p.head_dim, kChunk) * k_rows * element);
+      v = take(block_k * v_row * element);
+      scores = take(up(block_k, isa.block_step) * panel * element);
+      probabilities = tops = at;
+    }
     ids = take(block_k * sizeof(int64_t));
     state = take(state_bytes);
     worker_bytes = at;

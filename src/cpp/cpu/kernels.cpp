@@ -5,6 +5,9 @@
 
 namespace attile {
 
+namespace amx {
+extern const ForwardIsa kForward[3];  // by parts: bfloat16, float16, float32
+}
 namespace avx512bf16 {
 extern const ForwardIsa kForward;
 }
@@ -41,18 +44,33 @@ const ForwardIsa& choose_avx512(const AttentionProblem& problem) {
   return avx512::kForward;
 }
 #endif
+#if ATTILE_ISA_AMX
+// A single vector of rows does not pay for transposing V.
+const ForwardIsa& choose_amx(const AttentionProblem& problem) {
+  constexpr int64_t kFewRows = 16;
+  if (problem.q_seqs.longest * problem.group <= kFewRows) return choose_avx512(problem);
+  return amx::kForward[problem.dtype == DType::bf16 ? 0 : problem.dtype == DType::f16 ? 1 : 2];
+}
+
+std::string amx_why_not(const AttentionProblem& problem, const Config& config) {
+  if (problem.dtype == DType::f64) return "tiles have no float64";
+  return forward_why_not(problem, config);
+}
+#endif
 #if ATTILE_ISA_AVX2
 const ForwardIsa& choose_avx2(const AttentionProblem&) { return avx2::kForward; }
 #endif
 const ForwardIsa& choose_portable(const AttentionProblem&) { return portable::kForward; }
 
+using WhyNot = std::string (*)(const AttentionProblem&, const Config&);
+
 template <ChooseIsa kIsa, int kRow>
-constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
+constexpr Kernel row(const char* name, const char* isa, bool (*available)(), WhyNot why_not = forward_why_not) {
   return {name,
           isa,
           kHonours,
           available,
-          forward_why_not,
+          why_not,
           [](const AttentionProblem& problem, const Config& config, int threads) {
             Plan plan = plan_forward(kIsa(problem), problem, config, threads);
             plan.kernel = &kTable[kRow];
@@ -64,11 +82,14 @@ constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
 }
 
 // Rows before the next instruction set.
-constexpr int kAvx512Rows = ATTILE_ISA_AVX512, kAvx2Rows = kAvx512Rows + ATTILE_ISA_AVX2;
+constexpr int kAmxRows = ATTILE_ISA_AMX, kAvx512Rows = kAmxRows + ATTILE_ISA_AVX512, kAvx2Rows = kAvx512Rows + ATTILE_ISA_AVX2;
 
 const Kernel kTable[] = {
+#if ATTILE_ISA_AMX
+    row<choose_amx, 0>("forward_amx", "amx", has_amx_bf16, amx_why_not),
+#endif
 #if ATTILE_ISA_AVX512
-    row<choose_avx512, 0>("forward_avx512", "avx512", has_avx512),
+    row<choose_avx512, kAmxRows>("forward_avx512", "avx512", has_avx512),
 #endif
 #if ATTILE_ISA_AVX2
     row<choose_avx2, kAvx512Rows>("forward_avx2", "avx2", has_avx2),

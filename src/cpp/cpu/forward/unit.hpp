@@ -53,6 +53,9 @@ struct UnitScratch {
   void* v;       // [block_k][v_row]
   void* scores;  // [block_k][row], of one panel
   int64_t* ids;  // [block_k]
+  // Of kernels on tiles (cpu/amx), which lay out q, k, v and scores their own way.
+  void* probabilities;
+  void* tops;  // [rows]
 };
 
 // Makes rows of K and V that lie nowhere in memory: rows [begin, end) at unit.k and unit.v, over those of the call before.
@@ -105,6 +108,7 @@ struct ForwardIsa {
   void (*attend[2])(const Unit& unit, bool finish);
   // Joins the states of the parts of the key range in their order, and writes out and lse.
   void (*join[2])(const Unit& unit, const BlockState* parts, int64_t count);
+  int tile_parts = 0;  // bfloat16 parts of an element in tiles of AMX; 0: vectors
 };
 
 }  // namespace attile

@@ -1,0 +1,342 @@
+// Forward attention of one unit on tiles: the scheme of cpu/forward/attend.hpp, its passes over scores, its state, with both
+// products on AMX. Scores pass in groups of 32 keys by a panel of 32 rows, 4 KB, so they never leave L1:
+//
+//   for tiles of block_k keys:  K, V to scratch
+//     for panels of rows, for groups of keys:  P^T = softmax(S^T), and beside it, step by step,
+//       S^T of the next group = K Q^T
+//       a share of O^T += V^T P^T of the panel before, whose P is complete
+//
+// The dots of a group take 8 (head_dim + head_dim_v) / 32 * 16 cycles of the tile unit, its softmax some 420 of the vector units; the
+// two overlap. O passes through tile registers once a tile. Only a tile's last products run alone.
+//
+// Limits: elements of v times p reach infinity a factor 2^kSlack earlier; with two or three parts an infinity in q, k or v becomes a
+// NaN in the rows that see it, for another operand's lower part may be zero or negative; parts below 2^-126 are lost.
+#pragma once
+
+#include "cpu/amx/softmax.hpp"
+#include "cpu/forward/rows.hpp"
+#include "cpu/forward/scores.hpp"
+#include "cpu/forward/softmax.hpp"
+#include "cpu/forward/state.hpp"
+
+namespace attile::ATTILE_ISA {
+
+static_assert(kPanel<float> == kTileLanes);
+
+// A panel's part of a tile: keys [first, first + keys) of it, first a multiple of kGroup.
+struct Visit {
+  int64_t panel = 0, first = 0, keys = 0, groups = 0;
+  int64_t every_begin = 0, every_end = 0;  // keys of the sequence that every row sees
+};
+
+template <int kParts>
+class TileAttention {
+ public:
+  explicit TileAttention(const Unit& unit)
+      : u(unit),
+        panels((u.count + kTileLanes - 1) / kTileLanes),
+        chunks((u.head_dim + kTileStep - 1) / kTileStep),
+        columns(round_up(u.head_dim_v, kChunk)),
+        blocks((columns + kTileStep - 1) / kTileStep),
+        factor(scores_are_natural(u) ? kLog2E<float> : static_cast<float>(u.softmax_scale * kLog2E<double>)) {
+    for (int64_t l = 0, first = (panels - 1) * kTileLanes; l < kTileLanes; ++l)
+      last_rows[l] = u.rows[first + l < u.count ? first + l : u.count - 1];
+  }
+
+  void begin() const {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const QueryRow* from = rows(panel);
+      pack_query_tiles<kParts>([from](int64_t l) { return from[l].q; }, u.head_dim, queries(panel));
+      float* o = out(panel);
+      for (int64_t i = 0; i < columns * kTileLanes; i += kLanes<float>) store(o + i, Vec<float>{});
+      for (int l = 0; l < kTileLanes; ++l) {
+        const double base = __builtin_ceil(from[l].sink_max);
+        max_of(panel)[l] = static_cast<float>(base);
+        sum_of(panel)[l] = static_cast<float>(from[l].sink_sum == 0 ? 0 : from[l].sink_sum * __builtin_exp2(from[l].sink_max - base));
+        top_of(panel)[l] = -kInfinity<float>;
+      }
+    }
+  }
+
+  template <int kDegree>
+  void attend(int64_t tile_begin, int64_t tile_end) {
+    pack(tile_begin, tile_end);
+    Visit before, now = visit_from(0, tile_begin, tile_end);
+    if (now.groups == 0) return;
+    int turn = 0, side = 0;  // of the two buffers of S and of P
+    GroupSoftmax<kParts, kDegree> softmax;
+    const auto nothing = [] {};
+    scores_of<kDegree>(now, 0, scores(turn), nothing);
+
+    while (now.groups > 0) {
+      const Visit next = visit_from(now.panel + 1, tile_begin, tile_end);
+      for (int64_t g = 0; g < now.groups; ++g) {
+        float* s = scores(turn);
+        char* p = probabilities(side) + g * kParts * kStepBytes;
+        adjust(now, g, tile_begin, s);
+        const bool beside = begin_group(now.panel, s, p, softmax);
+
+        const bool last = g + 1 == now.groups;
+        const Visit& ahead = last ? next : now;
+        const int64_t first_block = before.groups > 0 ? g * blocks / now.groups : 0;
+        const int64_t end_block = before.groups > 0 ? (g + 1) * blocks / now.groups : 0;
+        const int64_t steps = (ahead.groups > 0 ? chunks : 0) + (end_block - first_block) * before.groups;
+        const int64_t pairs = steps > 0 ? (kGroupPairs + steps - 1) / steps : 0;
+        const auto between = [&]() __attribute__((always_inline)) { softmax.advance(pairs); };
+        if (ahead.groups > 0) scores_of<kDegree>(ahead, last ? 0 : g + 1, scores(1 - turn), between);
+        for (int64_t b = first_block; b < end_block; ++b) values_of(before, b, probabilities(1 - side), between);
+
+        if (beside) {
+          softmax.finish();
+          end_group(now, g, tile_begin, s, p, softmax);
+        } else {
+          careful_group(now, g, tile_begin, s, p, softmax);
+        }
+        turn = 1 - turn;
+      }
+      before = now;
+      now = next;
+      side = 1 - side;
+    }
+    for (int64_t b = 0; b < blocks; ++b) values_of(before, b, probabilities(1 - side), nothing);
+  }
+
+  // Without normalisation out is relative to the exact maximum.
+  void settle() const {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      Vec<float> alpha[2];
+      for (int n = 0; n < 2; ++n) {
+        const Vec<float> base = load<Vec<float>>(max_of(panel) + n * 16), top = load<Vec<float>>(top_of(panel) + n * 16);
+        Vec<float> sink;
+        for (int l = 0; l < 16; ++l) sink[l] = static_cast<float>(rows(panel)[n * 16 + l].sink_max);
+        const Vec<float> c = broadcast<float>(factor);
+        const Vec<float> below = fma(top, c, Vec<float>{} - base), sink_below = sink - base;
+        const Vec<float> difference = below > sink_below ? below : sink_below, largest = below > sink_below ? top * c : sink;
+        const auto exact = (base != ceil(base)) | outgrown(base) | (base == -kInfinity<float>);
+        alpha[n] = exact ? broadcast<float>(1) : exp2<float>(Vec<float>{} - difference);
+        store(max_of(panel) + n * 16, exact ? base : largest);
+        store(sum_of(panel) + n * 16, load<Vec<float>>(sum_of(panel) + n * 16) * alpha[n]);
+      }
+      scale_lanes(out(panel), columns, alpha);
+    }
+  }
+
+ private:
+  const Unit& u;
+  const int64_t panels, chunks, columns, blocks;  // of rows; of 32 dims; of head_dim_v as padded; of 32 columns
+  const float factor;                             // takes scores to base 2
+  int64_t tile_groups = 0;
+  QueryRow last_rows[kTileLanes];  // of the last panel, filled up with copies of the last row
+
+  const QueryRow* rows(int64_t panel) const { return panel + 1 < panels ? u.rows + panel * kTileLanes : last_rows; }
+  char* queries(int64_t panel) const { return static_cast<char*>(u.scratch.q) + panel * chunks * kParts * kStepBytes; }
+  float* scores(int turn) const { return static_cast<float*>(u.scratch.scores) + turn * kGroup * kTileLanes; }
+  char* probabilities(int side) const { return static_cast<char*>(u.scratch.probabilities) + side * u.block_k / kGroup * kParts * kStepBytes; }
+  float* out(int64_t panel) const { return static_cast<float*>(u.state.out) + panel * columns * kTileLanes; }
+  float* max_of(int64_t panel) const { return static_cast<float*>(u.state.max) + panel * kTileLanes; }
+  float* sum_of(int64_t panel) const { return static_cast<float*>(u.state.sum) + panel * kTileLanes; }
+  float* top_of(int64_t panel) const { return static_cast<float*>(u.scratch.tops) + panel * kTileLanes; }
+
+  static auto outgrown(Vec<float> base) {
+    return ((base > kLargestBase) | (base < -kLargestBase)) & (base > -kInfinity<float>);
+  }
+
+  void pack(int64_t tile_begin, int64_t tile_end) {
+    const int64_t keys = tile_end - tile_begin;
+    tile_groups = (keys + kGroup - 1) / kGroup;
+    with_rows(u, tile_begin, [&](auto k_row, auto v_row) {
+      pack_key_tiles<kParts>(k_row, keys, u.head_dim, static_cast<char*>(u.scratch.k));
+      pack_value_tiles<kParts>(v_row, keys, u.head_dim_v, static_cast<char*>(u.scratch.v));
+    });
+    read_key_ids(u, tile_begin, keys);
+  }
+
+  // Of the first panel from `panel` on that meets the tile; no groups: none does.
+  Visit visit_from(int64_t panel, int64_t tile_begin, int64_t tile_end) const {
+    for (; panel < panels; ++panel) {
+      const PanelKeys seen = panel_keys(rows(panel), kTileLanes);
+      const int64_t begin = seen.begin > tile_begin ? seen.begin : tile_begin, end = seen.end < tile_end ? seen.end : tile_end;
+      if (begin >= end) continue;
+      const int64_t first = (begin - tile_begin) / kGroup * kGroup, keys = end - tile_begin - first;
+      return {panel, first, keys, (keys + kGroup - 1) / kGroup, seen.every_begin, seen.every_end};
+    }
+    return {};
+  }
+
+  // Scores behind an lse are as accurate as float32.
+  template <int kDegree, class Between>
+  inline __attribute__((always_inline)) void scores_of(const Visit& visit, int64_t g, float* s, Between between) const {
+    const char* k = static_cast<const char*>(u.scratch.k) + (visit.first / kGroup + g) * chunks * kParts * kStepBytes;
+    tile_product<kParts, kDegree == kAccurate, 2, false>(k, queries(visit.panel), chunks, s, between);
+  }
+
+  // Columns [32 block, 32 block + 32) of O.
+  template <class Between>
+  inline __attribute__((always_inline)) void values_of(const Visit& visit, int64_t block, const char* p, Between between) const {
+    const char* v = static_cast<const char*>(u.scratch.v) + (block * tile_groups + visit.first / kGroup) * kParts * kStepBytes;
+    float* o = out(visit.panel) + block * kTileStep * kTileLanes;
+    if (columns - block * kTileStep >= kTileStep) {
+      tile_product<kParts, false, 2, true>(v, p, visit.groups, o, between);
+    } else {
+      tile_product<kParts, false, 1, true>(v, p, visit.groups, o, between);
+    }
+  }
+
+  // The passes between product and softmax; keys beyond the visit's are unseen.
+  void adjust(const Visit& visit, int64_t g, int64_t tile_begin, float* s) const {
+    const int64_t in_tile = visit.first + g * kGroup, key = tile_begin + in_tile;
+    const int64_t rest = visit.keys - g * kGroup, keys = rest < kGroup ? rest : kGroup;
+    const bool full = visit.every_begin <= key && visit.every_end >= key + keys;
+    adjust_scores<float, 2>(u, rows(visit.panel), key, keys, in_tile, full, s);
+    for (int64_t i = keys * kTileLanes; i < kGroup * kTileLanes; i += kLanes<float>) store(s + i, broadcast<float>(-kInfinity<float>));
+  }
+
+  bool load_base(int64_t panel, Vec<float> (&base)[2]) const {
+    uint32_t exact = 0;
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) {
+      base[n] = load<Vec<float>>(max_of(panel) + n * 16);
+      exact |= lanes_of(outgrown(base[n]) | ((base[n] != ceil(base[n])) & (base[n] == base[n])));
+    }
+    return exact == 0 && factor > 0x1p-100f && factor < 0x1p100f;
+  }
+
+  // Rows that have seen nothing take their base from this group. False: this group has to be done carefully.
+  template <int kDegree>
+  inline __attribute__((always_inline)) bool begin_group(int64_t panel, const float* s, char* p, GroupSoftmax<kParts, kDegree>& softmax) const {
+    Vec<float> base[2];
+    if (!load_base(panel, base) || u.dropout) return false;
+    if (lanes_of((base[0] == -kInfinity<float>) | (base[1] == -kInfinity<float>))) {
+      Vec<float> top[2], none[2] = {base[0], base[1]};
+      group_top(s, top);
+      if (!raised(none, top, base)) return false;
+      for (int n = 0; n < 2; ++n) {
+        base[n] = none[n] == -kInfinity<float> ? base[n] : none[n];
+        store(max_of(panel) + n * 16, base[n]);
+      }
+    }
+    softmax.begin(s, p, base, factor);
+    return true;
+  }
+
+  // Where the maximum has outgrown the base, the next integer above it. False: such a base would lose digits.
+  bool raised(const Vec<float> (&base)[2], const Vec<float> (&top)[2], Vec<float> (&now)[2]) const {
+    uint32_t exact = 0;
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) {
+      const Vec<float> scaled = top[n] * factor;
+      now[n] = scaled > base[n] + kSlack ? ceil(scaled) : base[n];
+      exact |= lanes_of(outgrown(now[n]));
+    }
+    return exact == 0;
+  }
+
+  // Everything that is relative to the old base, P of this visit's groups before g included.
+  void rescale(const Visit& visit, char* p, int64_t g, const Vec<float> (&alpha)[2]) const {
+    if (!lanes_of((alpha[0] != 1.f) | (alpha[1] != 1.f))) return;
+    scale_probabilities<kParts>(p - g * kParts * kStepBytes, g, alpha);
+    scale_lanes(out(visit.panel), columns, alpha);
+  }
+
+  // Raises the base of rows whose maximum has outgrown it.
+  bool raise(const Visit& visit, int64_t g, char* p, const Vec<float> (&top)[2], Vec<float> (&base)[2]) const {
+    Vec<float> now[2], alpha[2];
+    if (!raised(base, top, now)) return false;
+    for (int n = 0; n < 2; ++n) {
+      alpha[n] = now[n] == base[n] ? broadcast<float>(1) : exp2<float>(base[n] - now[n]);
+      base[n] = now[n];
+      float* sum = sum_of(visit.panel) + n * 16;
+      store(sum, load<Vec<float>>(sum) * alpha[n]);
+      store(max_of(visit.panel) + n * 16, now[n]);
+    }
+    rescale(visit, p, g, alpha);
+    return true;
+  }
+
+  void add(int64_t panel, const Vec<float> (&sum)[2], const Vec<float> (&top)[2]) const {
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) {
+      float *sums = sum_of(panel) + n * 16, *tops = top_of(panel) + n * 16;
+      store(sums, load<Vec<float>>(sums) + sum[n]);
+      store(tops, max(top[n], load<Vec<float>>(tops)));
+    }
+  }
+
+  template <int kDegree>
+  inline __attribute__((always_inline)) void end_group(const Visit& visit, int64_t g, int64_t tile_begin, float* s, char* p,
+                                                       GroupSoftmax<kParts, kDegree>& softmax) const {
+    uint32_t outgrew = 0;
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n)
+      outgrew |= lanes_of(softmax.top[n] * factor > load<Vec<float>>(max_of(visit.panel) + n * 16) + kSlack);
+    if (__builtin_expect(outgrew != 0, 0)) {
+      careful_group(visit, g, tile_begin, s, p, softmax);
+    } else {
+      add(visit.panel, softmax.sum, softmax.top);
+    }
+  }
+
+  // The maximum first, then p in place, for what has to see or change p itself.
+  template <int kDegree>
+  __attribute__((noinline)) void careful_group(const Visit& visit, int64_t g, int64_t tile_begin, float* s, char* p,
+                                               const GroupSoftmax<kParts, kDegree>&) const {
+    Vec<float> base[2], top[2];
+    group_top(s, top);
+    if (load_base(visit.panel, base) && raise(visit, g, p, top, base)) {
+      GroupSoftmax<kParts, kDegree> softmax;
+      softmax.begin(s, p, base, factor);
+      softmax.in_place(s);
+      add(visit.panel, softmax.sum, top);
+    } else {
+      Vec<float> alpha[2];
+      softmax_of_any_size(visit, s, alpha);
+      rescale(visit, p, g, alpha);
+      const Vec<float> none[2] = {};
+      add(visit.panel, none, top);
+    }
+    if (u.dropout) {
+      const int64_t rest = visit.keys - g * kGroup, keys = rest < kGroup ? rest : kGroup;
+      apply_dropout<float, 2>(u, rows(visit.panel), tile_begin + visit.first + g * kGroup, keys, s);
+    }
+    for (int pair = 0; pair < kGroupPairs; ++pair) {
+      for (int n = 0; n < 2; ++n) {
+        const float* from = s + 2 * pair * kTileLanes + n * 16;
+        store_pair<kParts>(load<Vec<float>>(from), load<Vec<float>>(from + kTileLanes), p + pair * kLaneRowBytes + n * kTileRowBytes);
+      }
+    }
+  }
+
+  void softmax_of_any_size(const Visit& visit, float* s, Vec<float> (&alpha)[2]) const {
+    softmax<float, 2>(s, kGroup, factor, max_of(visit.panel), sum_of(visit.panel), alpha);
+  }
+};
+
+template <int kParts>
+void attend_tiles(const Unit& u, bool finish) {
+  constexpr int kQuick = kParts == 1 ? 3 : kParts == 2 ? 4 : kAccurate;
+  {
+    const TileScope tiles;
+    TileAttention<kParts> attention(u);
+    attention.begin();
+    const bool quick = u.rows[0].lse == nullptr;
+    for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
+      const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
+      if (u.maker.make) u.maker.make(u, begin, end);
+      if (quick) {
+        attention.template attend<kQuick>(begin, end);
+      } else {
+        attention.template attend<kAccurate>(begin, end);
+      }
+    }
+    if (!u.normalize) attention.settle();
+  }
+  if (finish) write_rows<float>(u, u.state);
+}
+
+// bfloat16, float16, float32.
+extern const ForwardIsa kForward[3];
+const ForwardIsa kForward[3] = {{kVectorBytes, kGroup, {attend_tiles<1>, nullptr}, {join<float>, nullptr}, 1},
+                                {kVectorBytes, kGroup, {attend_tiles<2>, nullptr}, {join<float>, nullptr}, 2},
+                                {kVectorBytes, kGroup, {attend_tiles<3>, nullptr}, {join<float>, nullptr}, 3}};
+
+}  // namespace attile::ATTILE_ISA

@@ -1,0 +1,159 @@
+// Copies into the layouts of cpu/amx/product.hpp, split into bfloat16 parts on the way: bfloat16 is one part, float16 two, float32
+// three. Sources have contiguous rows at any address; nothing outside the given rows and columns is read.
+//
+//   Q  -> [panel][chunk][part][16][32 rows][2]               pairs of dims, chunks of 32 dims
+//   K  -> [group][chunk][part][32 keys][32 dims]             groups of 32 keys: rows as they are
+//   V  -> [columns / 32][group][part][32 columns][32 keys]   transposed: keys in pairs, then words in registers
+//
+// Dims, columns and keys are padded with zeros.
+#pragma once
+
+#include "cpu/amx/product.hpp"
+#include "cpu/forward/pack.hpp"
+
+namespace attile::ATTILE_ISA {
+
+// 32 elements of a row in parts.
+template <int kParts>
+struct Chunk {
+  Halves part[kParts];
+};
+
+inline Vec<float> low_floats(Halves h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256((__m512i)h)), 16)); }
+inline Vec<float> high_floats(Halves h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64((__m512i)h, 1)), 16)); }
+
+// Rounding may carry a finite number to infinity: it is cut off then. Infinity and NaN have no rest.
+template <int kParts>
+inline Chunk<kParts> split(Vec<float> low, Vec<float> high) {
+  Chunk<kParts> chunk;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) {
+    constexpr uint32_t kUpper = 0xFFFF0000u;
+    const auto part_of = [](Vec<float> x, Vec<float> rounded) {
+      const Vec<float> cut = bit_cast<Vec<float>>(bit_cast<VecN<uint32_t, 16>>(x) & kUpper);
+      return (rounded - rounded == rounded - rounded) | (x != x) ? rounded : cut;
+    };
+    Halves rounded = make_halves(low, high);
+    Vec<float> a = low_floats(rounded), b = high_floats(rounded);
+    if (i == 0 && kParts > 2) {  // a float16 is far from bfloat16's largest
+      a = part_of(low, a);
+      b = part_of(high, b);
+      rounded = make_halves(a, b);
+    }
+    chunk.part[i] = rounded;
+    low -= a;
+    high -= b;
+    low = low == low ? low : Vec<float>{};
+    high = high == high ? high : Vec<float>{};
+  }
+  return chunk;
+}
+
+template <int kParts>
+struct PartFormat;
+template <>
+struct PartFormat<1> {
+  using type = Bf16;
+};
+template <>
+struct PartFormat<2> {
+  using type = F16;
+};
+template <>
+struct PartFormat<3> {
+  using type = F32;
+};
+
+// Elements [first, first + 32) of a row of `count`, zeros beyond; a null row is all zeros.
+template <int kParts>
+inline Chunk<kParts> load_chunk(const char* row, int64_t first, int64_t count) {
+  using Format = typename PartFormat<kParts>::type;
+  using Storage = typename Format::Storage;
+  alignas(64) Storage staged[kTileStep] = {};
+  const void* from = row + first * static_cast<int64_t>(sizeof(Storage));
+  if (row == nullptr) {
+    from = staged;
+  } else if (first + kTileStep > count) {
+    if (first < count) __builtin_memcpy(staged, from, (count - first) * sizeof(Storage));
+    from = staged;
+  }
+  if constexpr (kParts == 1) {
+    return {{load<Halves>(from)}};
+  } else {
+    return split<kParts>(load_as<float, Format>(from), load_as<float, Format>(static_cast<const char*>(from) + sizeof(Storage) * 16));
+  }
+}
+
+inline constexpr int kWords = 16;  // pairs of a chunk
+
+// Rows row_at(0) to row_at(31): a panel.
+template <int kParts, class RowAt>
+inline void pack_query_tiles(RowAt row_at, int64_t head_dim, char* to) {
+  for (int64_t d = 0; d < head_dim; d += kTileStep) {
+    for (int side = 0; side < kTileLanes / kWords; ++side) {
+      Vec<float> x[kParts][kWords];
+      for (int l = 0; l < kWords; ++l) {
+        const Chunk<kParts> chunk = load_chunk<kParts>(row_at(side * kWords + l), d, head_dim);
+#pragma GCC unroll 4
+        for (int i = 0; i < kParts; ++i) x[i][l] = bit_cast<Vec<float>>(chunk.part[i]);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        transpose<float>(x[i]);
+#pragma GCC unroll 16
+        for (int w = 0; w < kWords; ++w) store(to + i * kStepBytes + w * kLaneRowBytes + side * kTileRowBytes, x[i][w]);
+      }
+    }
+    to += kParts * kStepBytes;
+  }
+}
+
+// `keys` rows and zeros up to a whole group.
+template <int kParts, class RowAt>
+inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* to) {
+  const int64_t chunks = (head_dim + kTileStep - 1) / kTileStep, padded = (keys + kTileStep - 1) / kTileStep * kTileStep;
+  for (int64_t j = 0; j < padded; ++j) {
+    const char* row = j < keys ? row_at(j) : nullptr;
+    char* at = to + j / kTileStep * chunks * kParts * kStepBytes + j % kTileStep * kTileRowBytes;
+    for (int64_t c = 0; c < chunks; ++c) {
+      const Chunk<kParts> chunk = load_chunk<kParts>(row, c * kTileStep, head_dim);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) store(at + (c * kParts + i) * kStepBytes, chunk.part[i]);
+    }
+  }
+}
+
+// Interleaving within 128 bits leaves word w of a half at column kColumn + 4 (w / 4) + w.
+inline int64_t column_of(int half, int word) { return 4 * half + 8 * (word / 4) + word % 4; }
+
+template <int kParts, class RowAt>
+inline void pack_value_tiles(RowAt row_at, int64_t keys, int64_t head_dim_v, char* to) {
+  const int64_t groups = (keys + kTileStep - 1) / kTileStep;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t d = 0; d < head_dim_v; d += kTileStep) {
+      Vec<float> x[kParts][2][kWords];
+      for (int w = 0; w < kWords; ++w) {
+        const int64_t j = g * kTileStep + 2 * w;
+        const Chunk<kParts> even = load_chunk<kParts>(j < keys ? row_at(j) : nullptr, d, head_dim_v);
+        const Chunk<kParts> odd = load_chunk<kParts>(j + 1 < keys ? row_at(j + 1) : nullptr, d, head_dim_v);
+#pragma GCC unroll 4
+        for (int i = 0; i < kParts; ++i) {
+          x[i][0][w] = (Vec<float>)_mm512_unpacklo_epi16((__m512i)even.part[i], (__m512i)odd.part[i]);
+          x[i][1][w] = (Vec<float>)_mm512_unpackhi_epi16((__m512i)even.part[i], (__m512i)odd.part[i]);
+        }
+      }
+      char* at = to + (d / kTileStep * groups + g) * kParts * kStepBytes;
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          transpose<float>(x[i][half]);
+#pragma GCC unroll 16
+          for (int w = 0; w < kWords; ++w) store(at + i * kStepBytes + column_of(half, w) * kTileRowBytes, x[i][half][w]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace attile::ATTILE_ISA

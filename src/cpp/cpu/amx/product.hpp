@@ -1,0 +1,98 @@
+// The product of both attention matmuls on tiles, C^T = A B^T with lanes as query rows:
+//
+//   scores  S^T[key][row]   = sum_d K[key][d]  Q^T[d][row]         A = K rows,  B = pairs of d of Q^T
+//   values  O^T[dv][row]   += sum_j V^T[dv][j] P^T[j][row]         A = V^T rows, B = pairs of keys of P^T
+//
+// Both have one shape. A step multiplies 32 rows of A by 32 along the sum by 32 rows of queries: two tiles of A, two of B, four dots
+// into the four tiles of C that stay in registers. Loads take half the time of the dots; each input register rests for two dots
+// before it is loaded again.
+//
+// Numbers wider than bfloat16 are sums of parts, x = x0 + x1 (+ x2), each the rounded rest of those before: 16 or 24 bits. Products
+// whose weight is below the last bit are left out: 3 of 4 with two parts, 6 of 9 with three.
+//
+//   a: [step][part][32][32]          bfloat16, 1 KB tiles of 16 rows
+//   b: [step][part][16][32 rows][2]  bfloat16 pairs
+//   c: [32][32 rows]                 float32
+#pragma once
+
+#include "cpu/amx/tiles.hpp"
+
+namespace attile::ATTILE_ISA {
+
+inline constexpr int kTileLanes = 32;                      // query rows of a step: two tiles side by side
+inline constexpr int kStepBytes = 2 * kTileBytes;          // of one part of A or B
+inline constexpr int kTileStep = 32;                       // elements of the sum that a step takes
+inline constexpr int kLaneRowBytes = kTileLanes * 4;       // of B and C
+
+// Which parts of A and B meet, neighbours sharing one; small products first. kEvery: of two parts all four, exact for float16.
+template <int kParts, bool kEvery>
+struct PartProducts {
+  static constexpr int kCount = 1, kA[] = {0}, kB[] = {0};
+};
+template <>
+struct PartProducts<2, false> {
+  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 0, 1};
+};
+template <>
+struct PartProducts<2, true> {
+  static constexpr int kCount = 4, kA[] = {1, 1, 0, 0}, kB[] = {1, 0, 0, 1};
+};
+template <bool kEvery>
+struct PartProducts<3, kEvery> {
+  static constexpr int kCount = 6, kA[] = {2, 1, 1, 0, 0, 0}, kB[] = {0, 0, 1, 1, 0, 2};
+};
+
+// Registers: C 0 to 3 (two rows of A's tiles by two of B's), A 4 and 5, B 6 and 7.
+template <int kParts, bool kEvery, int kRows, int kProduct = 0>
+inline __attribute__((always_inline)) void product_step(const char* a, const char* b) {
+  using Products = PartProducts<kParts, kEvery>;
+  constexpr int kA = Products::kA[kProduct], kB = Products::kB[kProduct], kBefore = kProduct > 0 ? kProduct - 1 : 0;
+  constexpr bool kNewA = kProduct == 0 || kA != Products::kA[kBefore], kNewB = kProduct == 0 || kB != Products::kB[kBefore];
+  const char *from_a = a + kA * kStepBytes, *from_b = b + kB * kStepBytes;
+  if constexpr (kNewA) tile_load<4>(from_a);
+  if constexpr (kNewB) tile_load<6>(from_b, kLaneRowBytes);
+  tile_dot_bf16<0, 4, 6>();
+  if constexpr (kNewB) tile_load<7>(from_b + kTileRowBytes, kLaneRowBytes);
+  tile_dot_bf16<1, 4, 7>();
+  if constexpr (kRows > 1) {
+    if constexpr (kNewA) tile_load<5>(from_a + kTileBytes);
+    tile_dot_bf16<2, 5, 6>();
+    tile_dot_bf16<3, 5, 7>();
+  }
+  if constexpr (kProduct + 1 < Products::kCount) product_step<kParts, kEvery, kRows, kProduct + 1>(a, b);
+}
+
+// C (+)= A B over `steps`; kRows tiles of A, 1 or 2. `between` is called after every step: vector work that the dots' time covers.
+template <int kParts, bool kEvery, int kRows, bool kAdd, class Between>
+inline __attribute__((always_inline)) void tile_product(const char* a, const char* b, int64_t steps, float* c, Between between) {
+  constexpr int kQuarter = kTileRowBytes / 4, kLower = kTileRows * kTileLanes;
+  if constexpr (kAdd) {
+    tile_load<0>(c, kLaneRowBytes);
+    tile_load<1>(c + kQuarter, kLaneRowBytes);
+    if constexpr (kRows > 1) {
+      tile_load<2>(c + kLower, kLaneRowBytes);
+      tile_load<3>(c + kLower + kQuarter, kLaneRowBytes);
+    }
+  } else {
+    tile_zero<0>();
+    tile_zero<1>();
+    if constexpr (kRows > 1) {
+      tile_zero<2>();
+      tile_zero<3>();
+    }
+  }
+  for (int64_t i = 0; i < steps; ++i) {
+    product_step<kParts, kEvery, kRows>(a, b);
+    a += kParts * kStepBytes;
+    b += kParts * kStepBytes;
+    between();
+  }
+  tile_store<0>(c, kLaneRowBytes);
+  tile_store<1>(c + kQuarter, kLaneRowBytes);
+  if constexpr (kRows > 1) {
+    tile_store<2>(c + kLower, kLaneRowBytes);
+    tile_store<3>(c + kLower + kQuarter, kLaneRowBytes);
+  }
+}
+
+}  // namespace attile::ATTILE_ISA

@@ -1,0 +1,5 @@
+// The kernels for this instruction set. Its vectors come first: everything after them is compiled into their namespace.
+// clang-format off
+#include "cpu/simd/amx.hpp"
+#include "cpu/amx/attend.hpp"
+// clang-format on
