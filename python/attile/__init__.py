@@ -5,7 +5,7 @@ from attile.config import get_cmake_dir, get_include, show_config
 from attile.flash import FlashAttentionConfig, MaskInfo, flash_attention
 from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
-from attile.mla import FlashMLAConfig, mla_decode
+from attile.mla import FlashMLAConfig, flash_mla, mla_attention, mla_decode
 from attile.threads import get_num_threads, set_num_threads
 from attile.tuning import explain
 
@@ -17,10 +17,12 @@ __all__ = [
     "explain",
     "flash_attention",
     "flash_attention_with_kvcache",
+    "flash_mla",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
     "merge_states",
+    "mla_attention",
     "mla_decode",
     "set_num_threads",
     "show_config",

@@ -8,7 +8,7 @@ from attile import _core
 from attile.flash import flash_attention
 from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
-from attile.mla import mla_decode
+from attile.mla import mla_attention, mla_decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,7 @@ _EXPLAIN = {
     flash_attention: _core.explain_flash_attention,
     flash_attention_with_kvcache: _core.explain_flash_attention_with_kvcache,
     merge_states: _core.explain_merge_states,
+    mla_attention: _core.explain_mla_attention,
     mla_decode: _core.explain_mla_decode,
 }
 
@@ -29,7 +30,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, A
     Parameters
     ----------
     fn : callable
-        `attile.flash_attention`, `attile.flash_attention_with_kvcache`, `attile.merge_states` or `attile.mla_decode`.
+        `attile.flash_attention`, `attile.flash_attention_with_kvcache`, `attile.merge_states`, `attile.mla_attention`
+        or `attile.mla_decode`.
     *args : Any
         Positional arguments of the call.
     **kwargs : Any
@@ -38,7 +40,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, A
     Returns
     -------
     dict
-        "function", "kernel", "isa", "plan" (block sizes and workers), "workspace_bytes", and "refused", a list of
+        "function", "kernel", "isa", "plan" (block sizes, workers, of MLA the strategy), "workspace_bytes", and "refused", a list of
         {"kernel", "reason"}.
 
     Raises

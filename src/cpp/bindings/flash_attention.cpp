@@ -22,7 +22,6 @@ enum Argument : Py_ssize_t {
 };
 // clang-format on
 
-constexpr Choice kAlignments[] = {{"top_left", ATTILE_TOP_LEFT}, {"bottom_right", ATTILE_BOTTOM_RIGHT}};
 constexpr Choice kPrecisions[] = {
     {"highest", ATTILE_PRECISION_HIGHEST}, {"high", ATTILE_PRECISION_HIGH}, {"default", ATTILE_PRECISION_DEFAULT}};
 
