@@ -1,12 +1,14 @@
 """What tests share: the array libraries that are installed, the kernels that this machine runs, hypothesis profiles, markers.
 
     pytest -m "not slow"                                   what CI runs
+    pytest -m gpu                                          what needs a GPU; skipped where there is none
     pytest --hypothesis-profile=deep tests/test_hypothesis.py   10,000 random problems
     ATTILE_TEST_SEED=7 pytest ...                           other random problems
 """
 
 import os
 
+import gpu
 import pytest
 from machine import LIBRARIES, SEED, kernel_rows, runnable_kernels, takes
 
@@ -34,16 +36,28 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "aarch64: builds for aarch64 and runs under qemu-user")
 
 
+def pytest_collection_modifyitems(items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and gpu.MISSING:
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason=f"no GPU: {gpu.MISSING}"))
+
+
 def pytest_report_header():
     return f"attile: random problems from ATTILE_TEST_SEED={SEED}; array libraries: {', '.join(LIBRARIES)}"
 
 
 def pytest_generate_tests(metafunc):
-    """`kernel` is every row of the table (this CPU may lack some: they say so), `runnable_kernel` those that this CPU runs."""
+    """`kernel` is every row of the table (this CPU may lack some: they say so), `runnable_kernel` those that this CPU runs,
+    `cuda_kernel` those of the CUDA library, `gpu_library` the array libraries with GPU arrays."""
     if "kernel" in metafunc.fixturenames:
         metafunc.parametrize("kernel", [row["name"] for row in kernel_rows()])
     if "runnable_kernel" in metafunc.fixturenames:
         metafunc.parametrize("runnable_kernel", runnable_kernels())
+    if "cuda_kernel" in metafunc.fixturenames:
+        metafunc.parametrize("cuda_kernel", gpu.KERNELS)
+    if "gpu_library" in metafunc.fixturenames:
+        metafunc.parametrize("gpu_library", gpu.LIBRARIES)
 
 
 @pytest.fixture(params=["numpy", "torch", "jax"])

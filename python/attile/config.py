@@ -20,7 +20,9 @@ def show_config() -> dict[str, Any]:
     -------
     dict
         "version", "abi_version", "compiler", "cpu_features", "kernels" (name, isa, device, and whether this machine
-        runs it), "cuda", "num_threads", "python", "platform", "numpy", and "frameworks": the array libraries that the
+        runs it), "cuda" (whether a GPU can be used), "cuda_missing" (what is missing, where it cannot), "cuda_runtime" and
+        "cuda_architectures" (where CUDA kernels were built), "gpus" (name, compute_capability, memory_bytes,
+        multiprocessors), "num_threads", "python", "platform", "numpy", and "frameworks": the array libraries that the
         program has imported, with the route by which their arrays are read. Nothing is imported by this call.
 
     See Also
@@ -118,7 +120,11 @@ def config_text(config: dict[str, Any]) -> str:
         ("python", f"{config['python']}, NumPy {config['numpy']}, {config['platform']}"),
         ("cpu", features),
         ("threads", config["num_threads"]),
-        ("cuda", "yes" if config["cuda"] else "no"),
+        ("cuda", f"runtime {config['cuda_runtime']}, {config['cuda_architectures']}" if config["cuda"] else f"no: {config['cuda_missing']}"),
+    ]
+    lines += [
+        ("gpu", f"{i}: {gpu['name']}, {gpu['compute_capability']}, {gpu['memory_bytes'] / 2**30:.0f} GB, {gpu['multiprocessors']} SMs")
+        for i, gpu in enumerate(config["gpus"])
     ]
     lines += [
         ("kernel", f"{kernel['name']} ({kernel['isa']}){'' if kernel['available'] else ', not on this machine'}")
