@@ -19,7 +19,7 @@
 namespace attile {
 
 struct CudaDevice {
-  char name[128];
+  char name[256];
   int32_t major, minor;  // compute capability
   int32_t multiprocessors;
   int32_t shared_bytes;  // that a block may opt in to
