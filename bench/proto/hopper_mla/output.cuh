@@ -111,9 +111,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
             if (e.at != kEnd && (e.at <= kQ) == queries && elect_one()) {
                 if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, p, m_block);
 #pragma unroll 1
-                for (int c = 0; c < T::kOutPieces; ++c)
-                    if (!(T::kShort && half == 1 && i * T::kOutPieces + c == T::kRightRing))
-                        load_latent<T>(sm, sm.pipe.place(i, half, c).slot, half, c, e, maps, p, m_block);
+                for (int c = 0; c < T::kOutPieces; ++c) load_latent<T>(sm, i, half, c, e, maps, p, m_block);
             }
             __syncwarp();
         }
@@ -123,26 +121,24 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     named_sync(2 + half, 128);
     TRACE_TIME(p, 1 + half, 3);
     fill(false);
-    // entry n's piece is used up (release): the ring's next piece takes its place
+    // entry n's piece is used up (release): refill what it held
     auto refill = [&](int piece) {
         if (warp == 0) {
-            const bool shorter = T::kShort && half == 1;
-            const volatile auto& e = sm.entry(half, n + T::kLatentStages - (shorter && piece == 0));
+            const volatile auto& e = sm.entry(half, n + T::kLatentStages);
             if (e.at != kEnd) {
-                const auto place = sm.pipe.place(n, half, piece);
-                sm.pipe.wait_free(place);
-                if (elect_one()) load_latent<T>(sm, place.slot, half, shorter ? (piece == 0 ? T::kOutPieces : piece) - 1 : piece, e, maps, p, m_block);
+                sm.pipe.wait_free(n, half, piece);
+                if (elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, piece, e, maps, p, m_block);
             }
             __syncwarp();
         }
     };
     // entry n's last piece is used up, and P
     auto advance = [&] {
-        sm.pipe.release(sm.pipe.place(n, half, T::kOutPieces - 1));
+        sm.pipe.release(n, half, T::kOutPieces - 1);
         if (half == 1 && warp == 0) {   // rope keys of a later block over P(n), which both warpgroups must have used
             const volatile auto& f = sm.entry(1, n + T::kRopeStages);
             if (f.at != kEnd) {
-                sm.pipe.wait_free(sm.pipe.place(n, 0, T::kOutPieces - 1)), sm.pipe.wait_free(sm.pipe.place(n, 1, T::kOutPieces - 1));
+                sm.pipe.wait_free(n, 0, T::kOutPieces - 1), sm.pipe.wait_free(n, 1, T::kOutPieces - 1);
                 if (elect_one()) load_rope<T>(sm, n + T::kRopeStages, f, maps, p, m_block);
             }
             __syncwarp();
@@ -168,7 +164,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         for (int e = seg.q_entries(m_block); e > 0; --e) {
             sm.pipe.wait_p(n, half);
 #pragma unroll 1
-            for (int c = 0; c < T::kOutPieces - 1; ++c) sm.pipe.release(sm.pipe.place(n, half, c)), refill(c);
+            for (int c = 0; c < T::kOutPieces - 1; ++c) sm.pipe.release(n, half, c), refill(c);
             advance();
         }
         Output<T> out;
@@ -178,18 +174,18 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         for (; left > 0; --left) {
             sm.pipe.wait_p(n, half);
             TRACE_AT(p, 1 + half, n, 0);
-            const int rope_slot = sm.pipe.rope_slot(n);
+            const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
             const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
             if (accumulate && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
             const uint64_t pd = desc_k_major(smem_addr(sm.rope[rope_slot][0]));
+            const uint64_t vd = desc_mn_major(smem_addr(sm.latent[slot][half * T::kHalfBoxes]), T::kBoxBytes);
             TRACE_AT(p, 1 + half, n, 1);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < T::kOutPieces; ++i) {
-                const uint64_t vd = desc_mn_major(smem_addr(sm.latent[sm.pipe.place(n, half, i).slot]), T::kBoxBytes);
 #pragma unroll
                 for (int k = 0; k < T::kN / 16; ++k) {
-                    const uint64_t b = vd + k * 128;
+                    const uint64_t b = vd + k * 128 + i * T::kPieceBoxes * (T::kBoxBytes >> 4);
                     if constexpr (T::kOutN == 128) wgmma_ss_t_n128(E{}, out.o[i], pd + k * 2, b, accumulate | k);
                     else wgmma_ss_t_n64(E{}, out.o[i], pd + k * 2, b, accumulate | k);
                 }
@@ -200,7 +196,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
                 for (int i = 0; i < T::kOutPieces - 1; ++i) {
                     if (T::kOutPieces == 3 && i == 0) wgmma_wait<2>();
                     else wgmma_wait<1>();
-                    sm.pipe.release(sm.pipe.place(n, half, i)), refill(i);
+                    sm.pipe.release(n, half, i), refill(i);
                 }
             }
             wgmma_wait<0>();

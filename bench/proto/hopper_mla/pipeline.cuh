@@ -1,9 +1,9 @@
-// The ring of key blocks and what its barriers promise. The only file that counts phases: block n has rope slot n % kRopeStages, and
-// every barrier of it flips once an entry (a block of keys, or queries).
+// The ring of key blocks and what its barriers promise. The only file that counts phases: block n has latent slot n % kStages
+// and rope slot
+// n % kRopeStages, and every barrier flips once an entry (a block of keys, or queries).
 //
-// A half of the latents is made of pieces: the columns that one instruction of O takes. Each half has a ring of pieces of its own: piece c
-// of block n is its kPieces n + c th. A piece has its own barriers, so S begins when its first piece is there, and a piece is loaded anew
-// as soon as O has used it.
+// A half of the latents is made of pieces: the columns that one instruction of O takes. Each piece has its own barriers, so S begins when
+// its first piece is there, and a piece is loaded anew as soon as O has used it.
 //
 //   latent_full  a piece of a block is in shared memory              (TMA)
 //   rope_full    so are its rope keys                                (TMA)
@@ -15,32 +15,27 @@
 #pragma once
 #include "ptx.cuh"
 
-template <int kLeft, int kRight, int kRopeStages, int kPieces, int kCluster>
+template <int kStages, int kRopeStages, int kPieces, int kCluster>
 struct Pipeline {
-    uint64_t latent_full[kLeft + kRight], latent_free[kLeft + kRight], rope_full[kRopeStages], s_done[kRopeStages];
+    uint64_t latent_full[kStages][2][kPieces], latent_free[kStages][2][kPieces], rope_full[kRopeStages], s_done[kRopeStages];
 
     __device__ __forceinline__ void init() {
-        for (int i = 0; i < kLeft + kRight; ++i) ptx::mbar_init(at(latent_full[i]), 1), ptx::mbar_init(at(latent_free[i]), 4 * kCluster);
+        for (int i = 0; i < kStages; ++i)
+            for (int h = 0; h < 2; ++h)
+                for (int c = 0; c < kPieces; ++c) ptx::mbar_init(at(latent_full[i][h][c]), 1), ptx::mbar_init(at(latent_free[i][h][c]), 4 * kCluster);
         for (int i = 0; i < kRopeStages; ++i) ptx::mbar_init(at(rope_full[i]), 1), ptx::mbar_init(at(s_done[i]), 4);
         ptx::mbar_init_fence();
     }
-    // a piece's place in shared memory, and how often the ring has gone round before it
-    struct Place {
-        int slot;
-        uint32_t round;
-    };
-    static __device__ __forceinline__ Place place(uint32_t n, int half, int piece) {
-        const uint32_t i = n * kPieces + piece;
-        return half ? Place{int(kLeft + i % kRight), i / kRight} : Place{int(i % kLeft), i / kLeft};
-    }
+    static __device__ __forceinline__ int slot(uint32_t n) { return n % kStages; }
     static __device__ __forceinline__ int rope_slot(uint32_t n) { return n % kRopeStages; }
 
     // ---- score
     __device__ __forceinline__ bool latent_ready(uint32_t n) {   // its first piece; the same answer in every lane
-        const Place x = place(n, 0, 0);
-        return __all_sync(~0u, ptx::mbar_test(at(latent_full[x.slot]), x.round & 1));
+        return __all_sync(~0u, ptx::mbar_test(at(latent_full[slot(n)][0][0]), n / kStages & 1));
     }
-    __device__ __forceinline__ void wait_latent(Place x) { ptx::mbar_wait(at(latent_full[x.slot]), x.round & 1); }
+    __device__ __forceinline__ void wait_latent(uint32_t n, int half, int piece) {
+        ptx::mbar_wait(at(latent_full[slot(n)][half][piece]), n / kStages & 1);
+    }
     __device__ __forceinline__ void wait_rope(uint32_t n) { ptx::mbar_wait(at(rope_full[rope_slot(n)]), n / kRopeStages & 1); }
     __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(s_done[rope_slot(n)]); }
     __device__ __forceinline__ void wait_s(uint32_t n) { ptx::mbar_wait(at(s_done[rope_slot(n)]), n / kRopeStages & 1); }
@@ -51,16 +46,18 @@ struct Pipeline {
     }
     // ---- left, right
     __device__ __forceinline__ void wait_p(uint32_t n, int half) { ptx::named_sync(p_barrier(n, half), 256); }
-    __device__ __forceinline__ void release(Place x) {
-        uint64_t& bar = latent_free[x.slot];
+    __device__ __forceinline__ void release(uint32_t n, int half, int piece) {
+        uint64_t& bar = latent_free[slot(n)][half][piece];
         if constexpr (kCluster == 1) arrive(bar);
         else {
             __syncwarp();
             if ((threadIdx.x & 31) < kCluster) ptx::mbar_arrive_at(at(bar), threadIdx.x & 31);
         }
     }
-    // by the warp that refills: every warp that used the piece is through
-    __device__ __forceinline__ void wait_free(Place x) { ptx::mbar_wait(at(latent_free[x.slot]), x.round & 1); }
+    // by the warp that refills: every warp that used the piece of block n is through
+    __device__ __forceinline__ void wait_free(uint32_t n, int half, int piece) {
+        ptx::mbar_wait(at(latent_free[slot(n)][half][piece]), n / kStages & 1);
+    }
 
   private:
     static __device__ __forceinline__ int p_barrier(uint32_t n, int half) { return 4 + half * kRopeStages + rope_slot(n); }

@@ -14,10 +14,6 @@
 #ifndef PUBLISH_AT
 #define PUBLISH_AT -1
 #endif
-#ifndef EAGER
-#define EAGER 1
-#endif
-constexpr bool kEager = EAGER;
 constexpr int kPublishAt = PUBLISH_AT;   // P(n) is published when S(n+1) has issued so many of its k-steps; -1: before it begins
 
 template <class T>
@@ -44,24 +40,23 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
 #pragma unroll
     for (int e = 0; e < T::kQEntries; ++e) {
         if (e >= entries) break;
+        const int slot = sm.pipe.slot(n);
 #pragma unroll 1
-        for (int c = 0; c < T::kOutPieces; ++c) sm.pipe.wait_latent(sm.pipe.place(n, 0, c)), sm.pipe.wait_latent(sm.pipe.place(n, 1, c));
-        auto box = [&](int i) {   // the entry's box i, in whatever slot
-            return sm.latent[sm.pipe.place(n, i / T::kHalfBoxes, i % T::kHalfBoxes / T::kPieceBoxes).slot][i % T::kHalfBoxes % T::kPieceBoxes];
-        };
+        for (int c = 0; c < T::kOutPieces; ++c) sm.pipe.wait_latent(n, 0, c), sm.pipe.wait_latent(n, 1, c);
         sm.pipe.wait_rope(n);
         __syncwarp();
         if (warp * 16 / T::kN == e || (e == 0 && warp * 16 / T::kN >= entries)) {   // rows past the last take any: nothing reads them
             const int row = (warp * 16 + (lane & 15)) % T::kN;
+            const uint32_t base = smem_addr(sm.latent[slot]) + row * 128;
 #pragma unroll
             for (int k = 0; k < T::kRegTiles * 4; ++k)
-                ldmatrix_x4(smem_addr(box(k / 4)) + row * 128 + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4), q.latent[k]);
+                ldmatrix_x4(base + (k / 4) * T::kBoxBytes + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4), q.latent[k]);
         }
         // the other tiles, rows e * kN..; the layout is the same
         named_sync(1, 128);   // the last request's S is done
 #pragma unroll
         for (int i = 0; i < T::kSmemTiles; ++i) {
-            const uint8_t* from = i < T::kLatentSmemTiles ? box(T::kRegTiles + i) : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSmemTiles];
+            const uint8_t* from = i < T::kLatentSmemTiles ? sm.latent[slot][T::kRegTiles + i] : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSmemTiles];
 #pragma unroll
             for (int b = 0; b < T::kBoxBytes; b += 128 * 16)
                 *reinterpret_cast<int4*>(&sm.q[i][e * T::kBoxBytes + b + t * 16]) = *reinterpret_cast<const int4*>(from + b + t * 16);
@@ -95,7 +90,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
 #pragma unroll 1
         for (; left > 0; --left, ++n) {
             // ---- S = Q K^T
-            const int rope_slot = sm.pipe.rope_slot(n);
+            const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
             TRACE_AT(p, 0, n, 0);
             if (owing && !sm.pipe.latent_ready(n)) {
                 sm.pipe.publish(n - 1);
@@ -103,6 +98,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
             }
             TRACE_AT(p, 0, n, 1);
             float s[T::kAccS];
+            const uint64_t kd = desc_k_major(smem_addr(sm.latent[slot]));
             const uint64_t rd = desc_k_major(smem_addr(sm.rope[rope_slot]));
             const uint64_t qd = desc_k_major(smem_addr(sm.q[0]));
             auto box = [](int k) { return uint64_t((k / 4) * (T::kBoxBytes >> 4) + (k % 4) * 2); };
@@ -118,17 +114,15 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
 #pragma unroll
             for (int i = 0; i < T::kOutPieces * 2; ++i) {   // pieces as they come: left's first, right's first, left's second ...
                 const int half = i & 1, piece = i / 2;
-                const auto place = sm.pipe.place(n, half, piece);
-                const uint64_t kd = desc_k_major(smem_addr(sm.latent[place.slot]));
-                sm.pipe.wait_latent(place);
+                sm.pipe.wait_latent(n, half, piece);
                 __syncwarp();
                 wgmma_fence();
 #pragma unroll
                 for (int k = 0; k < T::kPieceBoxes * 4; ++k) {
                     const int at = (half * T::kHalfBoxes + piece * T::kPieceBoxes) * 4 + k;
                     if (i * T::kPieceBoxes * 4 + k == kPublish && owing) sm.pipe.publish(n - 1);
-                    if (at < T::kRegTiles * 4) mma_reg(q.latent[at], kd + box(k), i + k > 0);   // issue keeps pace with execution
-                    else mma_smem(at - T::kRegTiles * 4, kd + box(k));
+                    if (at < T::kRegTiles * 4) mma_reg(q.latent[at], kd + box(at), i + k > 0);   // issue keeps pace with execution
+                    else mma_smem(at - T::kRegTiles * 4, kd + box(at));
                 }
             }
             wgmma_commit();
@@ -182,29 +176,14 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                     sm.pipe.wait_s(n);   // another warp's S still reads what is cleared
                     const int bytes = (T::kN - valid) * 128;   // whole rows, so the swizzle does not matter
 #pragma unroll 1
-                    for (int c = 0; c < T::kLatentBoxes; ++c) {
-                        uint8_t* rows = sm.latent[sm.pipe.place(n, c / T::kHalfBoxes, c % T::kHalfBoxes / T::kPieceBoxes).slot][c % T::kHalfBoxes % T::kPieceBoxes];
-                        for (int i = t * 16; i < bytes; i += 128 * 16) *reinterpret_cast<int4*>(&rows[valid * 128 + i]) = make_int4(0, 0, 0, 0);
-                    }
+                    for (int c = 0; c < T::kLatentBoxes; ++c)
+                        for (int i = t * 16; i < bytes; i += 128 * 16)
+                            *reinterpret_cast<int4*>(&sm.latent[slot][c][valid * 128 + i]) = make_int4(0, 0, 0, 0);
                 }
             }
 
-            // ---- softmax: the exponents are taken against the maxima so far, while this block's are found; again if those are too far behind
-            float scale0 = 1.f, scale1 = 1.f, add0, add1;
-            uint32_t pk[T::kN / 8][2];
-            auto exponentiate = [&] {
-                const float sub0 = max0 == -INFINITY ? 0.f : max0, sub1 = max1 == -INFINITY ? 0.f : max1;
-                add0 = add1 = 0.f;
-#pragma unroll
-                for (int i = 0; i < T::kN / 8; ++i) {
-                    const float a = exp2_approx(fmaf(s[i * 4], p.scale_log2, -sub0));
-                    const float b = exp2_approx(fmaf(s[i * 4 + 1], p.scale_log2, -sub0));
-                    const float c = exp2_approx(fmaf(s[i * 4 + 2], p.scale_log2, -sub1));
-                    const float d = exp2_approx(fmaf(s[i * 4 + 3], p.scale_log2, -sub1));
-                    add0 += a + b, add1 += c + d;
-                    pk[i][0] = pack(E{}, a, b), pk[i][1] = pack(E{}, c, d);
-                }
-            };
+            // ---- softmax
+            float scale0 = 1.f, scale1 = 1.f;
             {
                 float a[2] = {s[0], s[1]}, b[2] = {s[2], s[3]};
 #pragma unroll
@@ -213,7 +192,6 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                     b[0] = fmaxf(b[0], s[i * 4 + 2]), b[1] = fmaxf(b[1], s[i * 4 + 3]);
                 }
                 float high0 = fmaxf(a[0], a[1]) * p.scale_log2, high1 = fmaxf(b[0], b[1]) * p.scale_log2;
-                if constexpr (kEager) exponentiate();
                 if (__any_sync(~0u, high0 > max0 + kLag || high1 > max1 + kLag)) {
                     high0 = fmaxf(high0, __shfl_xor_sync(~0u, high0, 1)), high1 = fmaxf(high1, __shfl_xor_sync(~0u, high1, 1));
                     high0 = fmaxf(high0, __shfl_xor_sync(~0u, high0, 2)), high1 = fmaxf(high1, __shfl_xor_sync(~0u, high1, 2));
@@ -221,12 +199,20 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                     scale0 = high0 == -INFINITY ? 1.f : exp2_approx(max0 - high0), scale1 = high1 == -INFINITY ? 1.f : exp2_approx(max1 - high1);
                     max0 = high0, max1 = high1;
                     sum0 *= scale0, sum1 *= scale1;
-                    if constexpr (kEager) exponentiate();
                 }
             }
+            const float sub0 = max0 == -INFINITY ? 0.f : max0, sub1 = max1 == -INFINITY ? 0.f : max1;
             TRACE_AT(p, 0, n, 3);
-            if constexpr (!kEager) exponentiate();
-            sum0 += add0, sum1 += add1;
+            uint32_t pk[T::kN / 8][2];
+#pragma unroll
+            for (int i = 0; i < T::kN / 8; ++i) {
+                const float a = exp2_approx(fmaf(s[i * 4], p.scale_log2, -sub0));
+                const float b = exp2_approx(fmaf(s[i * 4 + 1], p.scale_log2, -sub0));
+                const float c = exp2_approx(fmaf(s[i * 4 + 2], p.scale_log2, -sub1));
+                const float d = exp2_approx(fmaf(s[i * 4 + 3], p.scale_log2, -sub1));
+                sum0 += a + b, sum1 += c + d;
+                pk[i][0] = pack(E{}, a, b), pk[i][1] = pack(E{}, c, d);
+            }
             TRACE_AT(p, 0, n, 4);
             // ---- P, the rescale factors and, with the last block, 1 / sum and lse
             sm.pipe.wait_s(n);   // every warp's S has read the rope keys that P overwrites
