@@ -1,0 +1,223 @@
+// Attention forward on mma.sync, for sm_80 and newer: a block has kTileM query rows of one key head and walks over tiles of kTileN
+// keys; a warp has 16 kM of the rows and all keys of the tile.
+//
+//   for tiles:  S = Q K^T;  scores;  softmax;  O = alpha O + P V
+//
+// K and V have a buffer each: V of a tile comes while its scores are computed, K of the next during softmax and P V. S and P never
+// leave the registers. Cost of a tile: 2 kTileM kTileN (D + Dv) operations on tensor cores, kTileM kTileN exp2, kTileN (D + Dv)
+// elements from L2.
+#pragma once
+
+#include "cuda/generic/forward_traits.hpp"
+#include "cuda/generic/softmax.cuh"
+#include "cuda/tile/product.cuh"
+#include "cuda/tile/rows.cuh"
+
+namespace attile::cuda::generic {
+
+// out 0 and lse -inf for rows past the last sequence.
+template <class Traits>
+__device__ __forceinline__ void clear_rows(const ForwardParams& p, const Work& w) {
+  using Element = typename Traits::Element;
+  for (int row = w.clear; row < w.clear_end; row += w.clear_step)
+    for (int g = 0; g < p.group; ++g) {
+      const int h = w.head_k * p.group + g;
+      char* out = p.out.data + row * p.out.row + h * p.out.head;
+      for (int d = threadIdx.x; d < p.head_dim_v; d += Traits::kThreads)
+        store_unaligned<typename Element::Storage>(out + d * Element::kBytes, 0);
+      if (p.lse && threadIdx.x == 0) p.lse[h * p.lse_head + row * p.lse_row] = -INFINITY;
+    }
+}
+
+template <class Traits>
+struct Block {
+  using Element = typename Traits::Element;
+  using Keys = KeyRows<Traits::kGeneral>;
+  static constexpr int kM = Traits::kM, kN = Traits::kTileN, kColumns = Traits::kDimV;
+
+  const ForwardParams& p;
+  const Work& w;
+  uint32_t q, k, v;  // shared memory
+
+  __device__ __forceinline__ void load_q(int stage, int part) const {
+    const char* base = p.q.data + w.q_batch * p.q.batch + w.q_first * p.q.row + part * Traits::kDim * Element::kBytes;
+    load_rows<Traits::kTileM, Traits::kDim * Element::kBytes, Traits::kThreads>(
+        q + stage * Traits::kQBytes, p.q.granule, (p.head_dim - part * Traits::kDim) * Element::kBytes, [&](int row) -> const char* {
+          if (row >= w.count) return nullptr;
+          const int i = (w.first + row) / p.group, g = w.first + row - i * p.group;
+          return base + i * p.q.row + (w.head_k * p.group + g) * p.q.head;
+        });
+  }
+  // kTileN rows from `key` on, of which `valid` bytes exist after the first `offset`.
+  template <int kBytes>
+  __device__ __forceinline__ void load_keys(uint32_t to, const Keys& rows, const Tensor& t, int key, int offset, int valid) const {
+    if (t.granule == 16 && !(Traits::kGeneral && rows.table) && key + kN <= rows.end) {
+      load_whole_rows<kN, kBytes, Traits::kThreads>(to, rows.data + key * rows.row + offset, rows.row, valid);
+    } else {
+      load_rows<kN, kBytes, Traits::kThreads>(to, t.granule, valid, [&](int row) -> const char* {
+        const char* at = rows.at(key + row);
+        return at ? at + offset : nullptr;
+      });
+    }
+  }
+  __device__ __forceinline__ void load_k(const Keys& rows, int key, int stage, int part) const {
+    constexpr int kBytes = Traits::kDim * Element::kBytes;
+    load_keys<kBytes>(k + stage * Traits::kKBytes, rows, p.k, key, part * kBytes, p.head_dim * Element::kBytes - part * kBytes);
+  }
+  __device__ __forceinline__ void load_v(const Keys& rows, int key) const {
+    constexpr int kBytes = kColumns * Element::kBytes;
+    load_keys<kBytes>(v, rows, p.v, key, w.column_part * kBytes, p.head_dim_v * Element::kBytes - w.column_part * kBytes);
+  }
+
+  // O and the state of the warp's rows, over the keys of the range. rows: of the general variant. first: the lane's first row.
+  __device__ __forceinline__ void attend(const KeyRange& keys, const LaneRows<kM>& rows, int first, float (&o)[kM][kColumns / 8][4],
+                                         SoftmaxState<kM>& state) const {
+    const Keys k_rows = key_rows<Traits::kGeneral>(p, w, p.k), v_rows = key_rows<Traits::kGeneral>(p, w, p.v);
+    const int warp_row = threadIdx.x / 32 * 16 * kM;
+    const uint32_t q_lane = q + warp_row * Traits::kRowBytes + lane_offset_a(Traits::kRowBytes), k_lane = k + lane_offset_b(Traits::kRowBytes);
+    // The keys that some row of the warp sees, and those that all see.
+    const int i0 = (w.first + min(warp_row, w.count - 1)) / p.group, i1 = (w.first + min(warp_row + 16 * kM, w.count) - 1) / p.group;
+    const KeyRange some{w.band.begin(i0), warp_row < w.count ? w.band.end(i1) : 0}, all{w.band.begin(i1), w.band.end(i0)};
+    const int parts = Traits::kStreamed ? (p.head_dim + Traits::kDim - 1) / Traits::kDim : 1;
+    constexpr int kSteps = Traits::kDim * Element::kBytes / 32;
+
+    BiasWords<kM, kN> words;
+    const bool bias_ahead = Traits::kGeneral && p.bias.data && p.bias.pairs;
+    load_q(0, 0);
+    load_k(k_rows, keys.begin, 0, 0);
+    if (bias_ahead) words.load(p, w, rows, keys.begin);
+    int stage = 0;
+    for (int key = keys.begin; key < keys.end; key += kN) {
+      const bool needed = key < some.end && key + kN > some.begin;
+      float s[kM][kN / 8][4] = {};
+
+      for (int part = 0; part < parts; ++part) {
+        ptx::cp_async_wait();
+        __syncthreads();
+        if (Traits::kStreamed && part + 1 < parts) {
+          load_q(stage ^ 1, part + 1);
+          load_k(k_rows, key, stage ^ 1, part + 1);
+        } else {
+          load_v(v_rows, key);
+        }
+        if (needed) {
+          const int steps = (min(p.head_dim - part * Traits::kDim, Traits::kDim) * Element::kBytes + 31) / 32;
+          scores_product<Element, kM, kN, kSteps, Traits::kGeneral, Traits::kRowBytes>(s, q_lane + stage * Traits::kQBytes,
+                                                                                      k_lane + stage * Traits::kKBytes, steps, p.exact);
+        }
+        if (Traits::kStreamed) stage ^= 1;
+      }
+      ptx::cp_async_wait();
+      __syncthreads();
+      const bool more = key + kN < keys.end;
+      if (more) {
+        if (Traits::kStreamed) load_q(stage, 0);
+        load_k(k_rows, key + kN, stage, 0);
+      }
+      if constexpr (Traits::kGeneral) {
+        if (needed) finish_scores<kM, kN>(p, w, rows, words, key, s);
+        if (bias_ahead && more) words.load(p, w, rows, key + kN);
+      }
+      if (!needed) continue;
+
+      float alpha[kM][2];
+      if (key < all.begin || key + kN > all.end) {
+        if constexpr (Traits::kGeneral) {
+          apply_band<kM, kN>(w.band, rows, key, s);
+        } else {
+          apply_band<kM, kN>(w.band, LaneRows<kM>(p, w, first), key, s);
+        }
+      }
+      if constexpr (Traits::kGeneral) {
+        softmax_natural(s, state, alpha);
+        if (p.dropout) apply_dropout<kM, kN>(p, w, rows, key, s);
+      } else {
+        softmax_scaled(s, state, p.scale_log2, alpha);
+      }
+      scale_rows(o, alpha);
+      values_product<Element, kM, kN, kColumns, Traits::kGeneral, Traits::kRowBytesV>(o, s, v, p.head_dim_v - w.column_part * kColumns, p.exact);
+    }
+  }
+};
+
+// Partial results of a split, float32: [kTileM][head_dim_v] of out, unnormalized, then [kTileM] maxima and [kTileM] sums.
+__host__ __device__ constexpr int64_t part_floats(int tile_m, int head_dim_v) { return static_cast<int64_t>(tile_m) * (head_dim_v + 2); }
+
+template <class Traits>
+__device__ __forceinline__ void finish_rows(const ForwardParams& p, const Work& w, const LaneRows<Traits::kM>& rows, int first,
+                                            float (&o)[Traits::kM][Traits::kDimV / 8][4], SoftmaxState<Traits::kM>& state) {
+  using Element = typename Traits::Element;
+  const int column0 = w.column_part * Traits::kDimV;
+#pragma unroll
+  for (int m = 0; m < Traits::kM; ++m)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first + 16 * m + 8 * r;
+      float max = state.max[m][r], sum = sum_of_row(state.sum[m][r]), factor = 1.f;
+      if (Traits::kGeneral && p.sinks && w.split == 0) factor = join_sinks(p, rows.head[m][r], max, sum);
+      if (p.splits > 1) {
+        if (row >= w.count) continue;
+        float* part = p.parts + (static_cast<int64_t>(w.unit) * p.splits + w.split) * part_floats(Traits::kTileM, p.head_dim_v);
+        if (threadIdx.x % 4 == 0 && w.column_part == 0) {
+          part[Traits::kTileM * p.head_dim_v + row] = max;
+          part[Traits::kTileM * (p.head_dim_v + 1) + row] = sum;
+        }
+#pragma unroll
+        for (int n = 0; n < Traits::kDimV / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int column = column0 + 8 * n + lane_column() + e;
+            if (column < p.head_dim_v) part[row * p.head_dim_v + column] = o[m][n][2 * r + e] * factor;
+          }
+        continue;
+      }
+      if (row >= w.stored) continue;
+      const bool attends = row < w.count;
+      const int position = (w.first + row) / p.group, head = w.head_k * p.group + (w.first + row) - position * p.group;
+      const float unit = Traits::kGeneral ? 1.f : kLn2;
+      factor *= final_factor(p, sum);
+      const bool seen = attends && sum != 0.f;
+      char* out = p.out.data + w.q_batch * p.out.batch + (w.q_first + position) * p.out.row + head * p.out.head;
+#pragma unroll
+      for (int n = 0; n < Traits::kDimV / 8; ++n) {
+        const int column = column0 + 8 * n + lane_column();
+        if (column >= p.head_dim_v) continue;
+        store_pair<Element>(out + column * Element::kBytes, seen ? o[m][n][2 * r] * factor : 0.f, seen ? o[m][n][2 * r + 1] * factor : 0.f,
+                            column + 1 < p.head_dim_v);
+      }
+      if (p.lse && threadIdx.x % 4 == 0 && w.column_part == 0)
+        p.lse[w.q_batch * p.lse_batch + head * p.lse_head + (w.q_first + position) * p.lse_row] =
+            attends ? final_lse(max, sum, unit) : -INFINITY;
+    }
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) forward_kernel(const __grid_constant__ ForwardParams p) {
+  extern __shared__ __align__(128) char shared[];
+  // In shared memory, for registers are scarce.
+  __shared__ Work w;
+  if (threadIdx.x < 32) {
+    const Work own = find_work<Traits::kTileM>(p, blockIdx.x);
+    if (threadIdx.x == 0) w = own;
+  }
+  __syncthreads();
+  if (w.clear >= 0) {
+    if (w.split == 0 && w.column_part == 0) clear_rows<Traits>(p, w);
+    return;
+  }
+  if (w.stored == 0) return;
+
+  const uint32_t base = ptx::shared_address(shared);
+  const int first = threadIdx.x / 32 * 16 * Traits::kM + threadIdx.x % 32 / 4;
+  LaneRows<Traits::kM> rows;
+  if (Traits::kGeneral) rows = LaneRows<Traits::kM>(p, w, first);
+  float o[Traits::kM][Traits::kDimV / 8][4] = {};
+  SoftmaxState<Traits::kM> state;
+  const KeyRange keys = find_keys<Traits::kTileN>(p, w);
+  if (keys.begin < keys.end)
+    Block<Traits>{p, w, base, base + Traits::kStages * Traits::kQBytes, base + Traits::kStages * (Traits::kQBytes + Traits::kKBytes)}.attend(
+        keys, rows, first, o, state);
+  finish_rows<Traits>(p, w, rows, first, o, state);
+}
+
+}  // namespace attile::cuda::generic

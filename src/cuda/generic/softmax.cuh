@@ -1,0 +1,207 @@
+// Online softmax of a tile of scores:
+//
+//   max' = max(max, s_j);  alpha = exp(max - max');  p_j = exp(s_j - max');  sum' = alpha sum + sum_j p_j
+//
+// Two forms. Scores as Q K^T left them are scaled within exp2 (one fma an element); the maximum is kept in base 2, and moves only
+// when it would grow by more than 2^8: a maximum that is a little old costs nothing, and rows are rarely rescaled. Scores in
+// natural units have the scale, a bias or a cap behind them; their maximum is exact, for out without normalisation shows it.
+//
+// Where nothing has been seen the maximum is -inf and 0 is subtracted instead. The comparisons drop NaN from the maximum; it comes
+// back through p and so reaches sum and out of that row alone.
+#pragma once
+
+#include <cmath>
+
+#include "core/philox.hpp"
+#include "cuda/generic/scores.cuh"
+#include "cuda/ptx/math.cuh"
+
+namespace attile::cuda::generic {
+
+inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+template <int kM>
+struct SoftmaxState {
+  float max[kM][2];
+  float sum[kM][2];  // of this lane's keys; the four lanes of a row are joined at the end
+
+  __device__ __forceinline__ SoftmaxState() {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) max[m][r] = -INFINITY, sum[m][r] = 0.f;
+  }
+};
+
+__device__ __forceinline__ float max_of_row(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ __forceinline__ float sum_of_row(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+template <int kM, int kColumns>
+__device__ __forceinline__ void scale_rows(float (&o)[kM][kColumns][4], const float (&alpha)[kM][2]) {
+  bool moved = false;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) moved = moved || !(alpha[m][0] == 1.f && alpha[m][1] == 1.f);
+  if (!__any_sync(~0u, moved)) return;
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[m][n][i] *= alpha[m][i / 2];
+}
+
+template <int kM, int kN>
+__device__ __forceinline__ float max_of_lane(const float (&s)[kM][kN][4], int m, int r) {
+  float x = s[m][0][2 * r], y = s[m][0][2 * r + 1];
+#pragma unroll
+  for (int n = 1; n < kN; ++n) x = fmaxf(x, s[m][n][2 * r]), y = fmaxf(y, s[m][n][2 * r + 1]);
+  return fmaxf(x, y);
+}
+
+// s <- p = exp2(factor s - offset), or exp2(factor (s - offset)); their sum is added to the state.
+template <bool kSubtractFirst, int kM, int kN>
+__device__ __forceinline__ void exponentiate(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float factor, const float (&offset)[kM][2]) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum[2] = {};
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = s[m][n][2 * r + e];
+          x = ptx::exp2_approx(kSubtractFirst ? (x - offset[m][r]) * factor : fmaf(x, factor, -offset[m][r]));
+          sum[e] += x;
+        }
+      state.sum[m][r] += sum[0] + sum[1];
+    }
+}
+
+// Scores as Q K^T left them; scale_log2 > 0.
+template <int kM, int kN>
+__device__ __forceinline__ void softmax_scaled(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float scale_log2, float (&alpha)[kM][2]) {
+  constexpr float kLazy = 8.f, kSteep = 65536.f;
+  float top[kM][2], offset[kM][2];
+  bool steep = false;
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      top[m][r] = max_of_row(max_of_lane(s, m, r));
+      offset[m][r] = top[m][r] * scale_log2;
+      steep = steep || (fabsf(offset[m][r]) > kSteep && top[m][r] != -INFINITY);
+    }
+  // Maxima so large that their rounding in base 2 would show: scores are taken relative to them first, exactly.
+  float origin[kM][2] = {};
+  if (__any_sync(~0u, steep)) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (top[m][r] == -INFINITY) continue;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) s[m][n][2 * r] -= top[m][r], s[m][n][2 * r + 1] -= top[m][r];
+        constexpr float kLargest = 3.4028234663852886e38f;
+        if (top[m][r] != INFINITY) offset[m][r] = fminf(fmaxf(offset[m][r], -kLargest), kLargest);
+        origin[m][r] = offset[m][r];
+      }
+  }
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float before = state.max[m][r], now = offset[m][r] - before > kLazy ? offset[m][r] : before;
+      offset[m][r] = now == -INFINITY ? 0.f : now;
+      alpha[m][r] = ptx::exp2_approx(before - offset[m][r]);
+      state.max[m][r] = now;
+      state.sum[m][r] *= alpha[m][r];
+      offset[m][r] -= origin[m][r];
+    }
+  exponentiate<false>(s, state, scale_log2, offset);
+}
+
+// Scores in natural units.
+template <int kM, int kN>
+__device__ __forceinline__ void softmax_natural(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float (&alpha)[kM][2]) {
+  float offset[kM][2];
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float before = state.max[m][r], now = fmaxf(before, max_of_row(max_of_lane(s, m, r)));
+      offset[m][r] = now == -INFINITY ? 0.f : now;
+      alpha[m][r] = ptx::exp2_approx((before - offset[m][r]) * kLog2E);
+      state.max[m][r] = now;
+      state.sum[m][r] *= alpha[m][r];
+    }
+  exponentiate<true>(s, state, kLog2E, offset);
+}
+
+// p becomes 0 where dropped; NaN stays. A call of Philox serves rows i and i + 8 and keys j and j + 1, which is what a lane holds
+// when a row is a position; in a group of heads it serves one row.
+template <int kM, int kN>
+__device__ __forceinline__ void apply_dropout(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0, float (&s)[kM][kN / 8][4]) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n) {
+      const int j = k0 + 8 * n + lane_column();
+      PhiloxBlock words = philox4x32_10(Dropout::counter(w.sequence, rows.head[m][0], rows.position[m][0], j), p.dropout_seed);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (r == 1 && p.group != 1)
+          words = philox4x32_10(Dropout::counter(w.sequence, rows.head[m][1], rows.position[m][1], j), p.dropout_seed);
+        const bool upper = rows.position[m][r] >> 3 & 1;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) s[m][n][2 * r + e] *= (upper ? words[2 + e] : words[e]) >= p.dropout_threshold ? 1.f : 0.f;
+      }
+    }
+}
+
+// The sinks of a head join a row: in natural units.
+__device__ __forceinline__ float read_sink(const ForwardParams& p, int head, int n) {
+  const char* at = p.sinks + head * p.sink_head + n * p.sink_next;
+  switch (p.sink_dtype) {
+    case DType::bf16:
+      return __uint_as_float(static_cast<uint32_t>(load_unaligned<uint16_t>(at)) << 16);
+    case DType::f16:
+      return __half2float(__ushort_as_half(load_unaligned<uint16_t>(at)));
+    case DType::f32:
+      return __uint_as_float(load_unaligned<uint32_t>(at));
+    default:
+      return __double2float_rn(__longlong_as_double(static_cast<long long>(load_unaligned<uint64_t>(at))));
+  }
+}
+
+// Returns what out must be multiplied by.
+__device__ __forceinline__ float join_sinks(const ForwardParams& p, int head, float& max, float& sum) {
+  float top = max;
+  for (int n = 0; n < p.sink_count; ++n) top = fmaxf(top, read_sink(p, head, n));
+  const float base = top == -INFINITY ? 0.f : top, own = ptx::exp2_approx((max - base) * kLog2E);
+  sum *= own;
+  for (int n = 0; n < p.sink_count; ++n) sum += ptx::exp2_approx((read_sink(p, head, n) - base) * kLog2E);
+  max = top;
+  return own;
+}
+
+// What out of a row must be multiplied by at the end; 0 for a row that saw nothing.
+__device__ __forceinline__ float final_factor(const ForwardParams& p, float sum) {
+  if (sum == 0.f) return 0.f;
+  return p.unnormalized ? p.dropout_scale : p.dropout_scale / sum;
+}
+
+// unit: natural units in one of `max`.
+__device__ __forceinline__ float final_lse(float max, float sum, float unit) {
+  if (sum == 0.f) return -INFINITY;
+  return (max == -INFINITY ? 0.f : max * unit) + logf(sum);
+}
+
+}  // namespace attile::cuda::generic

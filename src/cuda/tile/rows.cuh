@@ -1,0 +1,83 @@
+// Rows of a tile, global to shared memory. A row in shared memory is its bytes and 16 more, so that eight rows of ldmatrix, and
+// the columns that mma's float32 fragments read, lie in different banks. What does not exist becomes zero and is not read.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/ptx/cp_async.cuh"
+#include "cuda/ptx/ldmatrix.cuh"
+
+namespace attile::cuda {
+
+inline constexpr int kRowPadding = 16;
+
+// `bytes` of a word at p, read by `granule` (4, 2 or 1) bytes at a time.
+__device__ __forceinline__ uint32_t load_word(const char* p, int bytes, int granule) {
+  if (bytes <= 0) return 0;
+  if (granule >= 4) return *reinterpret_cast<const uint32_t*>(p);
+  uint32_t x = 0;
+  if (granule == 2) {
+    x = *reinterpret_cast<const uint16_t*>(p);
+    if (bytes > 2) x |= static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(p + 2)) << 16;
+    return x;
+  }
+#pragma unroll 1
+  for (int i = 0; i < 4 && i < bytes; ++i) x |= static_cast<uint32_t>(static_cast<uint8_t>(p[i])) << (8 * i);
+  return x;
+}
+
+// kRows rows of kBytes. address(row): where a row begins, null when it does not exist; `valid` of its bytes exist. granule: what
+// every address is a multiple of, at most 16. 16 and 4 are asynchronous.
+template <int kRows, int kBytes, int kThreads, class Address>
+__device__ __forceinline__ void load_rows(uint32_t shared, int granule, int valid, Address address) {
+  constexpr int kChunks = kBytes / 16, kCount = kRows * kChunks;
+  static_assert(kBytes % 16 == 0);
+#pragma unroll 1
+  for (int chunk = threadIdx.x; chunk < kCount; chunk += kThreads) {
+    const int row = chunk / kChunks, column = chunk % kChunks * 16;
+    const char* from = address(row);
+    const int bytes = from ? min(max(valid - column, 0), 16) : 0;
+    const uint32_t to = shared + row * (kBytes + kRowPadding) + column;
+    if (granule == 16) {
+      ptx::cp_async_16(to, from + column, bytes);
+    } else if (granule >= 4) {
+#pragma unroll
+      for (int i = 0; i < 16; i += 4) ptx::cp_async_4(to + i, from + column + i, min(max(bytes - i, 0), 4));
+    } else {
+      uint4 x;
+      x.x = load_word(from + column, bytes, granule);
+      x.y = load_word(from + column + 4, bytes - 4, granule);
+      x.z = load_word(from + column + 8, bytes - 8, granule);
+      x.w = load_word(from + column + 12, bytes - 12, granule);
+      ptx::store_shared(to, x);
+    }
+  }
+}
+
+// The same of rows that all exist, `stride` apart from `first` on, at multiples of 16 bytes.
+template <int kRows, int kBytes, int kThreads>
+__device__ __forceinline__ void load_whole_rows(uint32_t shared, const char* first, int64_t stride, int valid) {
+  constexpr int kChunks = kBytes / 16, kCount = kRows * kChunks;
+  const int thread = threadIdx.x;
+  if constexpr (kThreads % kChunks == 0) {  // a thread's chunks are below each other
+    constexpr int kStep = kThreads / kChunks;
+    static_assert(kRows % kStep == 0);
+    const int row = thread / kChunks, column = thread % kChunks * 16, bytes = min(max(valid - column, 0), 16);
+    const char* from = first + row * stride + column;
+    const uint32_t to = shared + row * (kBytes + kRowPadding) + column;
+#pragma unroll
+    for (int i = 0; i < kRows / kStep; ++i) {
+      ptx::cp_async_16(to + i * kStep * (kBytes + kRowPadding), from, bytes);
+      from += kStep * stride;
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < (kCount + kThreads - 1) / kThreads; ++c) {
+      const int chunk = c * kThreads + thread, row = chunk / kChunks, column = chunk % kChunks * 16;
+      if (kCount % kThreads != 0 && chunk >= kCount) break;
+      ptx::cp_async_16(shared + row * (kBytes + kRowPadding) + column, first + row * stride + column, min(max(valid - column, 0), 16));
+    }
+  }
+}
+
+}  // namespace attile::cuda
