@@ -19,11 +19,6 @@
 #include <cstddef>
 #include <type_traits>
 
-#ifndef BIAS_HINT
-#define BIAS_HINT ptx::kEvictFirst
-#endif
-constexpr uint64_t kBiasHint = BIAS_HINT;
-
 struct Strides {
   int64_t batch, row, head;  // in elements; the head dimension is contiguous
 };
@@ -42,6 +37,9 @@ struct Params {
   uint32_t zero;  // 0; see SoftmaxState::find_max
   TileOrder order;
   unsigned* counter;  // 0; exactly count() draws return it to 0
+  // fp8: what q, k and v are to be multiplied by, [batch][heads_kv] or (step 0) one number; or null
+  const float *q_scale, *k_scale, *v_scale;
+  int q_scale_step, k_scale_step, v_scale_step;
   // Kind::kBand and up
   const int *cu_seqlens_q, *cu_seqlens_k;  // null: not packed
   int sequences;
@@ -142,7 +140,7 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     const uint32_t to = tiles + (ring.stage * kBlocks + rank * kShare) * kBlockBytes;
 #pragma unroll
     for (int c = 0; c < kShare; ++c) {
-      const int column = (rank * kShare + c) * 64, row = w.origin.first + j * T::kTileN;
+      const int column = (rank * kShare + c) * T::kColumns, row = w.origin.first + j * T::kTileN;
       if constexpr (T::kCluster == 1)
         ptx::tma_load_5d(to + c * kBlockBytes, &map, bar, ptx::kEvictLast, column, row, w.head, w.origin.back, w.origin.x);
       else
@@ -155,14 +153,23 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     load(std::integral_constant<int, T::kBlocksQk>{}, k_ring, p.k, at.k(), w, j);
   };
   auto load_v = [&](const Keys& w, int j) {
-    load(std::integral_constant<int, T::kBlocksV>{}, v_ring, p.v, at.v(), w, j);
+    if constexpr (T::kFp8) {
+      const uint32_t bar = v_ring.acquire(T::kVBytes);
+#pragma unroll
+      for (int c = 0; c < T::kBlocksV; ++c)
+        ptx::tma_load_5d(at.v() + v_ring.stage * T::kVBytes + c * T::kVBlockBytes, &p.v, bar, ptx::kEvictLast, j * T::kTileN + c * 128, 0,
+                         w.head, w.origin.back, 0);
+      v_ring.advance();
+    } else {
+      load(std::integral_constant<int, T::kBlocksV>{}, v_ring, p.v, at.v(), w, j);
+    }
   };
   auto load_bias = [&](const Keys& w, int j) {
     if constexpr (T::kBias) {
       const uint32_t bar = bias_ring.acquire(T::kBiasBytes);
 #pragma unroll
       for (int c = 0; c < T::kTileN / T::kBiasColumns; ++c)
-        ptx::tma_load_5d(at.bias() + bias_ring.stage * T::kBiasBytes + c * T::kTileM * T::kBiasRow, &p.bias, bar, kBiasHint,
+        ptx::tma_load_5d(at.bias() + bias_ring.stage * T::kBiasBytes + c * T::kTileM * T::kBiasRow, &p.bias, bar, ptx::kEvictFirst,
                          j * T::kTileN + c * T::kBiasColumns, w.bias_row, w.bias_head, w.bias_batch, 0);
       bias_ring.advance();
     }
@@ -173,7 +180,7 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
     const uint32_t bar = q_ring.acquire(T::kQBytes);
 #pragma unroll
     for (int c = 0; c < T::kBlocksQk; ++c)
-      ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes + c * T::kTileM * 128, &p.q, bar, ptx::kEvictFirst, c * 64,
+      ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes + c * T::kTileM * 128, &p.q, bar, ptx::kEvictFirst, c * T::kColumns,
                        origin.first + w.m * T::kTileM, w.head, origin.back, origin.x);
     q_ring.advance();
   };
@@ -304,6 +311,7 @@ __device__ __forceinline__ void store_out_tma(const float (&o)[kRegs], const flo
 template <class T>
 __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) {
   using Element = typename T::Element;
+  using Out = typename T::Out;
   constexpr int N = T::kTileN;
   const Addresses<T> at{ptx::smem_address(&smem)};
   auto q_ring = at.q_ring();
@@ -316,12 +324,29 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;  // and row + 8, of the warpgroup's 64
   const uint32_t q_desc = ptx::descriptor_k_major(at.q() + me * 64 * 128);
   const uint32_t k_desc = ptx::descriptor_k_major(at.k());
-  const uint32_t v_desc = ptx::descriptor_mn_major(at.v(), N * 128);
+  const uint32_t v_desc = T::kFp8 ? ptx::descriptor_k_major(at.v()) : ptx::descriptor_mn_major(at.v(), N * 128);
 
-  SoftmaxState state;
+  SoftmaxState<T::kRaise> state;
   float alpha[2];
   float o[T::Dv / 2];
-  uint32_t prob[N / 16][4];
+  uint32_t prob[N * sizeof(Element) / 32][4];
+
+  // fp8: the inputs' scales, of scores (with log2(e) and softmax_scale) and of the output.
+  struct Scales {
+    float scores, out;
+  };
+  auto scales_of = [&](const Work& w) {
+    Scales x{p.scale_log2, 1.f};
+    if constexpr (T::kFp8) {
+      const int i = w.batch * (p.order.heads / p.group) + w.head / p.group;
+      if (p.q_scale) x.scores *= __ldg(p.q_scale + i * p.q_scale_step);
+      if (p.k_scale) x.scores *= __ldg(p.k_scale + i * p.k_scale_step);
+      if (p.v_scale) x.out = __ldg(p.v_scale + i * p.v_scale_step);
+    }
+    return x;
+  };
+  Scales scales{};
+  auto scale_log2 = [&] { return T::kFp8 ? scales.scores : p.scale_log2; };
 
   auto take_work = [&] {
     work_ring.wait_full();
@@ -372,7 +397,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   };
   auto issue_pv = [&] {
     ptx::wgmma_fence();
-    matmul_pv<Element, N>(o, prob, v_desc + v_ring.stage * (T::kVBytes / 16));
+    matmul_pv<Element>(o, prob, v_desc + v_ring.stage * (T::kVBytes / 16));
     ptx::wgmma_commit();
   };
   // After S of a key tile is complete.
@@ -394,14 +419,15 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     change(s, w, j);
     if (const TileRange f = full(w); j >= f.end || (T::kBand && j < f.begin)) mask(s, w, j);
     float offset[2];
-    state.template find_max<false, true>(s, p.scale_log2, alpha, offset, 0);
-    state.template exponentiate<0, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+    state.template find_max<false, true>(s, scale_log2(), alpha, offset, 0);
+    state.template exponentiate<0, 8, T::kTune.poly>(s, scale_log2(), alpha, offset);
     pack(s);
     alpha[0] = alpha[1] = 1.f;
   };
 
   Work w = take_work();
   if (w.j_end == 0) return;
+  scales = scales_of(w);
   {
     float s[N / 2];
     begin_scores(w);
@@ -434,10 +460,10 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       change(s, w, j);
       if constexpr (decltype(masked)::value) mask(s, w, j);
       float offset[2];
-      state.template find_max<T::kTune.lazy, T::kCausal>(s, p.scale_log2, alpha, offset, T::kTune.row_order ? p.zero : 0);
+      state.template find_max<T::kTune.lazy, T::kCausal>(s, scale_log2(), alpha, offset, T::kTune.row_order ? p.zero : 0);
       if (T::kTune.pass == 3) ptx::pin(offset), turn.pass();
       constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
-      state.template exponentiate<0, kBefore, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+      state.template exponentiate<0, kBefore, T::kTune.poly>(s, scale_log2(), alpha, offset);
       if constexpr (T::kTune.wait_after > 0) {
         ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset);
         if (T::kTune.pass == 4) turn.pass();
@@ -449,7 +475,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       ptx::pin(o);
       if (T::kTune.pass == 2) turn.pass();
       release_v();
-      state.template exponentiate<kBefore, 8, T::kTune.poly>(s, p.scale_log2, alpha, offset);
+      state.template exponentiate<kBefore, 8, T::kTune.poly>(s, scale_log2(), alpha, offset);
       pack(s);  // not earlier: ptxas serialises wgmmas if a register that feeds one is written while another runs
       if (!T::kTune.early_rescale) scale_rows<T::kTune.lazy>(o, alpha);
     };
@@ -465,13 +491,14 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 
     // The last P V of this output tile, then S of the next one; the epilogue runs under the latter.
     float factor[2], lse[2];
-    Element* const out = static_cast<Element*>(p.out) + int64_t(w.batch) * p.out_strides.batch + w.head * p.out_strides.head +
+    Out* const out = static_cast<Out*>(p.out) + int64_t(w.batch) * p.out_strides.batch + w.head * p.out_strides.head +
                          int64_t(w.row0_q + first_row(w)) * p.out_strides.row;
     float* const lse_row = p.lse + int64_t(w.batch) * p.lse_batch + w.head * p.lse_head + w.row0_q + first_row(w);
     const int rows_left = w.seqlen_q - first_row(w);
     auto finish = [&] {
       const float sink = T::kBand && p.sinks ? p.sinks[w.head] * 1.4426950408889634f : -INFINITY;
-      state.finish(p.scale_log2, sink, factor, lse);
+      state.finish(scale_log2(), sink, factor, lse);
+      if constexpr (T::kFp8) factor[0] *= scales.out, factor[1] *= scales.out;
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         if (lane % 4 == 0 && row + 8 * r < rows_left) lse_row[row + 8 * r] = lse[r];
@@ -496,6 +523,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       if (T::kStoreByTma) ptx::tma_store_wait_read();
       return;
     }
+    const Scales next_scales = scales_of(next);
     float s[N / 2];
     v_ring.wait_full();
     turn.wait();
@@ -510,7 +538,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     release_v();
     store();
     begin_scores(next);
-    w = next;
+    w = next, scales = next_scales;
     first_softmax(s, w);
     if (T::kStoreByTma) {  // the copy has long read the rows
       ptx::tma_store_wait_read();

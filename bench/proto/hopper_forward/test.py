@@ -23,7 +23,9 @@ class Options(ctypes.Structure):
                 ("window_left", ctypes.c_int), ("window_right", ctypes.c_int), ("top_left", ctypes.c_int),
                 ("sinks", ctypes.c_void_p), ("softcap", ctypes.c_float), ("bias", ctypes.c_void_p),
                 ("bias_strides", ctypes.c_int64 * 3), ("mask", ctypes.c_void_p), ("mask_strides", ctypes.c_int64 * 3),
-                ("segments_q", ctypes.c_void_p), ("segments_k", ctypes.c_void_p), ("workspace", ctypes.c_void_p)]
+                ("segments_q", ctypes.c_void_p), ("segments_k", ctypes.c_void_p), ("q_scale", ctypes.c_void_p), ("k_scale", ctypes.c_void_p),
+                ("v_scale", ctypes.c_void_p), ("q_scale_step", ctypes.c_int), ("k_scale_step", ctypes.c_int), ("v_scale_step", ctypes.c_int),
+                ("workspace", ctypes.c_void_p)]
 
 
 class Kernel:

@@ -68,7 +68,7 @@ def pack_options(o, b, sq, sk, lib):
     if "segments" in o:
         r.segments_q, r.segments_k = (x.data_ptr() for x in o["segments"])
         lib.hopper_forward_workspace.restype = ctypes.c_size_t
-        keep.append(torch.empty(lib.hopper_forward_workspace(b, sq, sk), dtype=torch.uint8, device="cuda"))
+        keep.append(torch.empty(lib.hopper_forward_workspace(b, 1, sq, sk), dtype=torch.uint8, device="cuda"))
         r.workspace = keep[-1].data_ptr()
     if "cu" in o:
         r.cu_seqlens_q, r.cu_seqlens_k = (x.data_ptr() for x in o["cu"])

@@ -5,8 +5,10 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
+#include <type_traits>
 
 enum class Schedule { kSingle, kStatic, kDynamic };
 
@@ -35,27 +37,34 @@ struct Tuning {
 // kSegments: also segment ids. kBias: also a bias that TMA can read. kScores: also soft cap, any bias, mask and segment ids.
 enum class Kind { kFull, kCausal, kBand, kSegments, kBias, kScores };
 
-// Element: __nv_bfloat16 or __half. D: a multiple of 16, Dv: of 32; tiles are padded to 64 columns.
+// Element: __nv_bfloat16, __half, or __nv_fp8_e4m3 (kFull and kCausal; out bf16). D: a multiple of 16, Dv: of 32; tiles are padded to
+// column blocks of 128 bytes. The fp8 products want V transposed, [Dv][keys] (transpose.cuh), and a tile of 128 keys, or a multiple.
 template <class Element_, int D_, int Dv_, Kind kKind_, Tuning kTuning>
 struct Traits {
   using Element = Element_;
   static constexpr int D = D_, Dv = Dv_;
-  static constexpr int kBlocksQk = (D + 63) / 64, kBlocksV = (Dv + 63) / 64;  // columns in blocks of 64
+  static constexpr bool kFp8 = sizeof(Element) == 1;
+  using Out = std::conditional_t<kFp8, __nv_bfloat16, Element>;
+  static constexpr int kColumns = 128 / sizeof(Element), kBlocksQk = (D + kColumns - 1) / kColumns;
   static constexpr Kind kKind = kKind_;
   static constexpr bool kCausal = kKind != Kind::kFull;  // some row may see no key of a tile
   static constexpr bool kBand = kKind >= Kind::kBand, kScores = kKind == Kind::kScores, kBias = kKind == Kind::kBias;
   static constexpr bool kSegments = kKind == Kind::kSegments || kScores;
   static constexpr Tuning kTune = kTuning;
+  static constexpr int kBlocksV = kFp8 ? kTune.tile_n / 128 : (Dv + 63) / 64, kVBlockBytes = (kFp8 ? Dv : kTune.tile_n) * 128;
+  static_assert(!kFp8 || (kTune.tile_n % 128 == 0 && kKind_ <= Kind::kCausal && kTune.cluster == 1));
+  // Exponents are raised by so much, so that P fills what e4m3 has (448 = 2^8.8); the sums carry it too.
+  static constexpr int kRaise = kFp8 ? 8 : 0;
   static constexpr int kConsumers = kTune.consumers, kTileM = 64 * kConsumers, kTileN = kTune.tile_n;
   static constexpr int kStages = kTune.stages, kQStages = kTune.q_stages, kCluster = kTune.cluster;
   static_assert(kCluster == 1 || (!kCausal && kTune.schedule == Schedule::kStatic && kBlocksQk % kCluster == 0 &&
                                   kBlocksV % kCluster == 0));
   // The output leaves through its own query rows' shared memory, by TMA; else from registers.
-  static constexpr bool kStoreByTma = kQStages > 1 && Dv <= D;
+  static constexpr bool kStoreByTma = kQStages > 1 && Dv <= D && !kFp8;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : kConsumers == 3 ? 160 : 240;
-  static constexpr int kQBytes = kTileM * kBlocksQk * 128, kKBytes = kTileN * kBlocksQk * 128, kVBytes = kTileN * kBlocksV * 128;
+  static constexpr int kQBytes = kTileM * kBlocksQk * 128, kKBytes = kTileN * kBlocksQk * 128, kVBytes = kBlocksV * kVBlockBytes;
   // The bias of a key tile, in column blocks of so many keys, swizzled over so many bytes.
   static constexpr int kBiasColumns = kTileN % 64 ? 32 : 64, kBiasRow = 2 * kBiasColumns, kBiasBytes = kBias ? kTileM * kTileN * 2 : 128;
   static constexpr int kBiasStages = kBias ? 2 : 1;

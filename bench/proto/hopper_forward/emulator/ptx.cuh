@@ -109,6 +109,7 @@ template <class Element>
 uint32_t pack(float low, float high) {
   return from_float<Element>(low) | uint32_t(from_float<Element>(high)) << 16;
 }
+uint32_t pack_four(float, float, float, float);  // e4m3: not here
 template <class Element>
 void unpack(uint32_t two, float& low, float& high) {
   low = to_float<Element>(two & 0xffff), high = to_float<Element>(two >> 16);
