@@ -53,7 +53,7 @@ struct ForwardLayout {
       q = take(rows * up(p.head_dim, step) * bytes);
       k = take(up(p.head_dim, step) * up(block_k, step) * bytes);
       v = take(up(p.head_dim_v, step) * up(block_k, step) * bytes);
-      scores = take(2 * step * panel * element);
+      scores = take(2 * kTileGroup * panel * element);
       probabilities = take(2 * up(block_k, step) * panel * bytes);
       tops = take(rows * element);
     } else {

@@ -1,13 +1,14 @@
 // Forward attention of one unit on tiles: the scheme of cpu/forward/attend.hpp, its passes over scores, its state, with both
-// products on AMX. Scores pass in groups of 32 keys by a panel of 32 rows, 4 KB, so they never leave L1:
+// products on AMX. Scores pass in groups of 64 keys by a panel of 32 rows, 8 KB, so they never leave L1:
 //
 //   for tiles of block_k keys:  K, V to scratch
 //     for panels of rows, for groups of keys:  P^T = softmax(S^T), and beside it, step by step,
 //       S^T of the next group = K Q^T
 //       a share of O^T += V^T P^T of the panel before, whose P is complete
 //
-// The dots of a group take 8 (head_dim + head_dim_v) / 32 * 16 cycles of the tile unit, its softmax some 420 of the vector units; the
-// two overlap. O passes through tile registers once a tile. Only a tile's last products run alone.
+// The dots of 32 keys take 8 (head_dim + head_dim_v) / 32 * 16 cycles of the tile unit, their softmax some 420 of the vector units; the
+// two overlap. O passes through tile registers once a tile. Only a tile's last products run alone. Rows of K and V lie a page apart
+// where heads are neighbours in memory, and the dots leave no time to wait for them: the next tile's are asked for a few a group.
 //
 // Limits: elements of v times p reach infinity a factor 2^kSlack earlier; with two or three parts an infinity in q, k or v becomes a
 // NaN in the rows that see it, for another operand's lower part may be zero or negative; parts below 2^-126 are lost.
@@ -23,11 +24,17 @@ namespace attile::ATTILE_ISA {
 
 static_assert(kPanel<float> == kTileLanes);
 
-// A panel's part of a tile: keys [first, first + keys) of it, first a multiple of kGroup.
+// A panel's part of a tile: keys [first, first + keys) of it, first a multiple of kTileStep, in steps of that many.
 struct Visit {
-  int64_t panel = 0, first = 0, keys = 0, groups = 0;
-  int64_t every_begin = 0, every_end = 0;  // keys of the sequence that every row sees
+  int64_t panel, first, keys, steps, groups;
 };
+
+// A group of a visit: `keys` of them, and up to whole steps.
+struct Group {
+  int64_t first, keys, steps;  // first in the tile
+};
+
+inline constexpr int64_t kMostPanels = 128;
 
 template <int kParts>
 class TileAttention {
@@ -41,6 +48,7 @@ class TileAttention {
         factor(scores_are_natural(u) ? kLog2E<float> : static_cast<float>(u.softmax_scale * kLog2E<double>)) {
     for (int64_t l = 0, first = (panels - 1) * kTileLanes; l < kTileLanes; ++l)
       last_rows[l] = u.rows[first + l < u.count ? first + l : u.count - 1];
+    for (int64_t panel = 0; panel < panels; ++panel) seen[panel] = panel_keys(rows(panel), kTileLanes);
   }
 
   void begin() const {
@@ -58,47 +66,53 @@ class TileAttention {
     }
   }
 
+  // Meanwhile asks for the rows of keys [next_begin, next_end).
   template <int kDegree>
-  void attend(int64_t tile_begin, int64_t tile_end) {
+  void attend(int64_t tile_begin, int64_t tile_end, int64_t next_begin, int64_t next_end) {
     pack(tile_begin, tile_end);
-    Visit before, now = visit_from(0, tile_begin, tile_end);
-    if (now.groups == 0) return;
+    const int64_t visit_count = find_visits(tile_begin, tile_end);
+    if (visit_count == 0) return;
+    int64_t all_groups = 0;
+    for (int64_t i = 0; i < visit_count; ++i) all_groups += visits[i].groups;
+    const int64_t share = (next_end - next_begin + all_groups - 1) / all_groups;
+
     int turn = 0, side = 0;  // of the two buffers of S and of P
     GroupSoftmax<kParts, kDegree> softmax;
     const auto nothing = [] {};
-    scores_of<kDegree>(now, 0, scores(turn), nothing);
-
-    while (now.groups > 0) {
-      const Visit next = visit_from(now.panel + 1, tile_begin, tile_end);
+    scores_of<kDegree>(visits[0], 0, scores(turn), nothing);
+    for (int64_t i = 0; i < visit_count; ++i) {
+      const Visit& now = visits[i];
+      const Visit* before = i > 0 ? &visits[i - 1] : nullptr;
       for (int64_t g = 0; g < now.groups; ++g) {
+        const Group group = group_of(now, g);
         float* s = scores(turn);
-        char* p = probabilities(side) + g * kParts * kStepBytes;
-        adjust(now, g, tile_begin, s);
-        const bool beside = begin_group(now.panel, s, p, softmax);
+        char* p = probabilities(side) + (group.first - now.first) / kTileStep * kParts * kStepBytes;
+        adjust(now, group, tile_begin, s);
+        const bool beside = begin_group(now.panel, group, s, p, softmax);
+        next_begin = prefetch(next_begin, next_begin + share < next_end ? next_begin + share : next_end);
 
         const bool last = g + 1 == now.groups;
-        const Visit& ahead = last ? next : now;
-        const int64_t first_block = before.groups > 0 ? g * blocks / now.groups : 0;
-        const int64_t end_block = before.groups > 0 ? (g + 1) * blocks / now.groups : 0;
-        const int64_t steps = (ahead.groups > 0 ? chunks : 0) + (end_block - first_block) * before.groups;
-        const int64_t pairs = steps > 0 ? (kGroupPairs + steps - 1) / steps : 0;
+        const Visit* ahead = !last ? &now : i + 1 < visit_count ? &visits[i + 1] : nullptr;
+        const int64_t ahead_group = last ? 0 : g + 1;
+        const int64_t first_block = before ? g * blocks / now.groups : 0, end_block = before ? (g + 1) * blocks / now.groups : 0;
+        int64_t steps = ahead ? group_of(*ahead, ahead_group).steps * chunks : 0;
+        if (before) steps += (end_block - first_block) * before->steps;
+        const int64_t pairs = steps > 0 ? (group.steps * kStepPairs + steps - 1) / steps : 0;
         const auto between = [&]() __attribute__((always_inline)) { softmax.advance(pairs); };
-        if (ahead.groups > 0) scores_of<kDegree>(ahead, last ? 0 : g + 1, scores(1 - turn), between);
-        for (int64_t b = first_block; b < end_block; ++b) values_of(before, b, probabilities(1 - side), between);
+        if (ahead) scores_of<kDegree>(*ahead, ahead_group, scores(1 - turn), between);
+        for (int64_t b = first_block; b < end_block; ++b) values_of(*before, b, probabilities(1 - side), between);
 
         if (beside) {
           softmax.finish();
-          end_group(now, g, tile_begin, s, p, softmax);
+          end_group(now, group, tile_begin, s, p, softmax);
         } else {
-          careful_group(now, g, tile_begin, s, p, softmax);
+          careful_group(now, group, tile_begin, s, p, softmax);
         }
         turn = 1 - turn;
       }
-      before = now;
-      now = next;
       side = 1 - side;
     }
-    for (int64_t b = 0; b < blocks; ++b) values_of(before, b, probabilities(1 - side), nothing);
+    for (int64_t b = 0; b < blocks; ++b) values_of(visits[visit_count - 1], b, probabilities(1 - side), nothing);
   }
 
   // Without normalisation out is relative to the exact maximum.
@@ -125,13 +139,15 @@ class TileAttention {
   const Unit& u;
   const int64_t panels, chunks, columns, blocks;  // of rows; of 32 dims; of head_dim_v as padded; of 32 columns
   const float factor;                             // takes scores to base 2
-  int64_t tile_groups = 0;
+  int64_t tile_steps = 0;
+  PanelKeys seen[kMostPanels];
+  Visit visits[kMostPanels];
   QueryRow last_rows[kTileLanes];  // of the last panel, filled up with copies of the last row
 
   const QueryRow* rows(int64_t panel) const { return panel + 1 < panels ? u.rows + panel * kTileLanes : last_rows; }
   char* queries(int64_t panel) const { return static_cast<char*>(u.scratch.q) + panel * chunks * kParts * kStepBytes; }
   float* scores(int turn) const { return static_cast<float*>(u.scratch.scores) + turn * kGroup * kTileLanes; }
-  char* probabilities(int side) const { return static_cast<char*>(u.scratch.probabilities) + side * u.block_k / kGroup * kParts * kStepBytes; }
+  char* probabilities(int side) const { return static_cast<char*>(u.scratch.probabilities) + side * u.block_k / kTileStep * kParts * kStepBytes; }
   float* out(int64_t panel) const { return static_cast<float*>(u.state.out) + panel * columns * kTileLanes; }
   float* max_of(int64_t panel) const { return static_cast<float*>(u.state.max) + panel * kTileLanes; }
   float* sum_of(int64_t panel) const { return static_cast<float*>(u.state.sum) + panel * kTileLanes; }
@@ -143,7 +159,7 @@ class TileAttention {
 
   void pack(int64_t tile_begin, int64_t tile_end) {
     const int64_t keys = tile_end - tile_begin;
-    tile_groups = (keys + kGroup - 1) / kGroup;
+    tile_steps = (keys + kTileStep - 1) / kTileStep;
     with_rows(u, tile_begin, [&](auto k_row, auto v_row) {
       pack_key_tiles<kParts>(k_row, keys, u.head_dim, static_cast<char*>(u.scratch.k));
       pack_value_tiles<kParts>(v_row, keys, u.head_dim_v, static_cast<char*>(u.scratch.v));
@@ -151,44 +167,67 @@ class TileAttention {
     read_key_ids(u, tile_begin, keys);
   }
 
-  // Of the first panel from `panel` on that meets the tile; no groups: none does.
-  Visit visit_from(int64_t panel, int64_t tile_begin, int64_t tile_end) const {
-    for (; panel < panels; ++panel) {
-      const PanelKeys seen = panel_keys(rows(panel), kTileLanes);
-      const int64_t begin = seen.begin > tile_begin ? seen.begin : tile_begin, end = seen.end < tile_end ? seen.end : tile_end;
+  int64_t find_visits(int64_t tile_begin, int64_t tile_end) {
+    int64_t count = 0;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t begin = seen[panel].begin > tile_begin ? seen[panel].begin : tile_begin;
+      const int64_t end = seen[panel].end < tile_end ? seen[panel].end : tile_end;
       if (begin >= end) continue;
-      const int64_t first = (begin - tile_begin) / kGroup * kGroup, keys = end - tile_begin - first;
-      return {panel, first, keys, (keys + kGroup - 1) / kGroup, seen.every_begin, seen.every_end};
+      const int64_t first = (begin - tile_begin) / kTileStep * kTileStep, keys = end - tile_begin - first;
+      visits[count++] = {panel, first, keys, (keys + kTileStep - 1) / kTileStep, (keys + kGroup - 1) / kGroup};
     }
-    return {};
+    return count;
+  }
+
+  static Group group_of(const Visit& visit, int64_t g) {
+    const int64_t rest = visit.keys - g * kGroup, keys = rest < kGroup ? rest : kGroup;
+    return {visit.first + g * kGroup, keys, (keys + kTileStep - 1) / kTileStep};
+  }
+
+  // Rows of keys [begin, end) into L2. Returns end.
+  int64_t prefetch(int64_t begin, int64_t end) const {
+    if (begin >= end) return end;
+    const int64_t element = static_cast<int64_t>(size_of(u.dtype));
+    with_rows(u, begin, [&](auto k_row, auto v_row) {
+      for (int64_t j = 0; j < end - begin; ++j) {
+        for (int64_t i = 0; i < u.head_dim * element; i += 64) __builtin_prefetch(k_row(j) + i, 0, 2);
+        for (int64_t i = 0; i < u.head_dim_v * element; i += 64) __builtin_prefetch(v_row(j) + i, 0, 2);
+      }
+    });
+    return end;
   }
 
   // Scores behind an lse are as accurate as float32.
   template <int kDegree, class Between>
   inline __attribute__((always_inline)) void scores_of(const Visit& visit, int64_t g, float* s, Between between) const {
-    const char* k = static_cast<const char*>(u.scratch.k) + (visit.first / kGroup + g) * chunks * kParts * kStepBytes;
-    tile_product<kParts, kDegree == kAccurate, 2, false>(k, queries(visit.panel), chunks, s, between);
+    const Group group = group_of(visit, g);
+    const char* k = static_cast<const char*>(u.scratch.k) + group.first / kTileStep * chunks * kParts * kStepBytes;
+    for (int64_t i = 0; i < group.steps; ++i) {
+      tile_product<kParts, kDegree == kAccurate, 2, false>(k, queries(visit.panel), chunks, s, between);
+      k += chunks * kParts * kStepBytes;
+      s += kTileStep * kTileLanes;
+    }
   }
 
   // Columns [32 block, 32 block + 32) of O.
   template <class Between>
   inline __attribute__((always_inline)) void values_of(const Visit& visit, int64_t block, const char* p, Between between) const {
-    const char* v = static_cast<const char*>(u.scratch.v) + (block * tile_groups + visit.first / kGroup) * kParts * kStepBytes;
+    const char* v = static_cast<const char*>(u.scratch.v) + (block * tile_steps + visit.first / kTileStep) * kParts * kStepBytes;
     float* o = out(visit.panel) + block * kTileStep * kTileLanes;
     if (columns - block * kTileStep >= kTileStep) {
-      tile_product<kParts, false, 2, true>(v, p, visit.groups, o, between);
+      tile_product<kParts, false, 2, true>(v, p, visit.steps, o, between);
     } else {
-      tile_product<kParts, false, 1, true>(v, p, visit.groups, o, between);
+      tile_product<kParts, false, 1, true>(v, p, visit.steps, o, between);
     }
   }
 
   // The passes between product and softmax; keys beyond the visit's are unseen.
-  void adjust(const Visit& visit, int64_t g, int64_t tile_begin, float* s) const {
-    const int64_t in_tile = visit.first + g * kGroup, key = tile_begin + in_tile;
-    const int64_t rest = visit.keys - g * kGroup, keys = rest < kGroup ? rest : kGroup;
-    const bool full = visit.every_begin <= key && visit.every_end >= key + keys;
-    adjust_scores<float, 2>(u, rows(visit.panel), key, keys, in_tile, full, s);
-    for (int64_t i = keys * kTileLanes; i < kGroup * kTileLanes; i += kLanes<float>) store(s + i, broadcast<float>(-kInfinity<float>));
+  void adjust(const Visit& visit, const Group& group, int64_t tile_begin, float* s) const {
+    const int64_t key = tile_begin + group.first, end = key + group.keys;
+    const bool full = seen[visit.panel].every_begin <= key && seen[visit.panel].every_end >= end;
+    adjust_scores<float, 2>(u, rows(visit.panel), key, group.keys, group.first, full, s);
+    for (int64_t i = group.keys * kTileLanes; i < group.steps * kTileStep * kTileLanes; i += kLanes<float>)
+      store(s + i, broadcast<float>(-kInfinity<float>));
   }
 
   bool load_base(int64_t panel, Vec<float> (&base)[2]) const {
@@ -203,19 +242,20 @@ class TileAttention {
 
   // Rows that have seen nothing take their base from this group. False: this group has to be done carefully.
   template <int kDegree>
-  inline __attribute__((always_inline)) bool begin_group(int64_t panel, const float* s, char* p, GroupSoftmax<kParts, kDegree>& softmax) const {
+  inline __attribute__((always_inline)) bool begin_group(int64_t panel, const Group& group, const float* s, char* p,
+                                                         GroupSoftmax<kParts, kDegree>& softmax) const {
     Vec<float> base[2];
     if (!load_base(panel, base) || u.dropout) return false;
     if (lanes_of((base[0] == -kInfinity<float>) | (base[1] == -kInfinity<float>))) {
       Vec<float> top[2], none[2] = {base[0], base[1]};
-      group_top(s, top);
+      group_top(s, group.steps * kTileStep, top);
       if (!raised(none, top, base)) return false;
       for (int n = 0; n < 2; ++n) {
         base[n] = none[n] == -kInfinity<float> ? base[n] : none[n];
         store(max_of(panel) + n * 16, base[n]);
       }
     }
-    softmax.begin(s, p, base, factor);
+    softmax.begin(s, p, group.steps * kTileStep, base, factor);
     return true;
   }
 
@@ -231,15 +271,16 @@ class TileAttention {
     return exact == 0;
   }
 
-  // Everything that is relative to the old base, P of this visit's groups before g included.
-  void rescale(const Visit& visit, char* p, int64_t g, const Vec<float> (&alpha)[2]) const {
+  // Everything that is relative to the old base, P of this visit's earlier groups included.
+  void rescale(const Visit& visit, const Group& group, char* p, const Vec<float> (&alpha)[2]) const {
     if (!lanes_of((alpha[0] != 1.f) | (alpha[1] != 1.f))) return;
-    scale_probabilities<kParts>(p - g * kParts * kStepBytes, g, alpha);
+    const int64_t steps = (group.first - visit.first) / kTileStep;
+    scale_probabilities<kParts>(p - steps * kParts * kStepBytes, steps, alpha);
     scale_lanes(out(visit.panel), columns, alpha);
   }
 
   // Raises the base of rows whose maximum has outgrown it.
-  bool raise(const Visit& visit, int64_t g, char* p, const Vec<float> (&top)[2], Vec<float> (&base)[2]) const {
+  bool raise(const Visit& visit, const Group& group, char* p, const Vec<float> (&top)[2], Vec<float> (&base)[2]) const {
     Vec<float> now[2], alpha[2];
     if (!raised(base, top, now)) return false;
     for (int n = 0; n < 2; ++n) {
@@ -249,7 +290,7 @@ class TileAttention {
       store(sum, load<Vec<float>>(sum) * alpha[n]);
       store(max_of(visit.panel) + n * 16, now[n]);
     }
-    rescale(visit, p, g, alpha);
+    rescale(visit, group, p, alpha);
     return true;
   }
 
@@ -263,14 +304,14 @@ class TileAttention {
   }
 
   template <int kDegree>
-  inline __attribute__((always_inline)) void end_group(const Visit& visit, int64_t g, int64_t tile_begin, float* s, char* p,
+  inline __attribute__((always_inline)) void end_group(const Visit& visit, const Group& group, int64_t tile_begin, float* s, char* p,
                                                        GroupSoftmax<kParts, kDegree>& softmax) const {
     uint32_t outgrew = 0;
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n)
       outgrew |= lanes_of(softmax.top[n] * factor > load<Vec<float>>(max_of(visit.panel) + n * 16) + kSlack);
     if (__builtin_expect(outgrew != 0, 0)) {
-      careful_group(visit, g, tile_begin, s, p, softmax);
+      careful_group(visit, group, tile_begin, s, p, softmax);
     } else {
       add(visit.panel, softmax.sum, softmax.top);
     }
@@ -278,36 +319,35 @@ class TileAttention {
 
   // The maximum first, then p in place, for what has to see or change p itself.
   template <int kDegree>
-  __attribute__((noinline)) void careful_group(const Visit& visit, int64_t g, int64_t tile_begin, float* s, char* p,
+  __attribute__((noinline)) void careful_group(const Visit& visit, const Group& group, int64_t tile_begin, float* s, char* p,
                                                const GroupSoftmax<kParts, kDegree>&) const {
-    Vec<float> base[2], top[2];
-    group_top(s, top);
-    if (load_base(visit.panel, base) && raise(visit, g, p, top, base)) {
+    const int64_t padded = group.steps * kTileStep;
+    Vec<float> base[2], top[2], sum[2] = {};
+    group_top(s, padded, top);
+    if (load_base(visit.panel, base) && raise(visit, group, p, top, base)) {
       GroupSoftmax<kParts, kDegree> softmax;
-      softmax.begin(s, p, base, factor);
-      softmax.in_place(s);
-      add(visit.panel, softmax.sum, top);
+      softmax.begin(s, p, padded, base, factor);
+      softmax.in_place(s, padded);
+      sum[0] = softmax.sum[0];
+      sum[1] = softmax.sum[1];
     } else {
       Vec<float> alpha[2];
-      softmax_of_any_size(visit, s, alpha);
-      rescale(visit, p, g, alpha);
-      const Vec<float> none[2] = {};
-      add(visit.panel, none, top);
+      softmax_of_any_size(visit, padded, s, alpha);
+      rescale(visit, group, p, alpha);
     }
-    if (u.dropout) {
-      const int64_t rest = visit.keys - g * kGroup, keys = rest < kGroup ? rest : kGroup;
-      apply_dropout<float, 2>(u, rows(visit.panel), tile_begin + visit.first + g * kGroup, keys, s);
-    }
-    for (int pair = 0; pair < kGroupPairs; ++pair) {
+    add(visit.panel, sum, top);
+    if (u.dropout) apply_dropout<float, 2>(u, rows(visit.panel), tile_begin + group.first, group.keys, s);
+    for (int64_t pair = 0; pair < padded / 2; ++pair) {
+      char* to = p + (pair / kStepPairs * kParts * kStepPairs + pair % kStepPairs) * kLaneRowBytes;
       for (int n = 0; n < 2; ++n) {
         const float* from = s + 2 * pair * kTileLanes + n * 16;
-        store_pair<kParts>(load<Vec<float>>(from), load<Vec<float>>(from + kTileLanes), p + pair * kLaneRowBytes + n * kTileRowBytes);
+        store_pair<kParts>(load<Vec<float>>(from), load<Vec<float>>(from + kTileLanes), to + n * kTileRowBytes);
       }
     }
   }
 
-  void softmax_of_any_size(const Visit& visit, float* s, Vec<float> (&alpha)[2]) const {
-    softmax<float, 2>(s, kGroup, factor, max_of(visit.panel), sum_of(visit.panel), alpha);
+  void softmax_of_any_size(const Visit& visit, int64_t keys, float* s, Vec<float> (&alpha)[2]) const {
+    softmax<float, 2>(s, keys, factor, max_of(visit.panel), sum_of(visit.panel), alpha);
   }
 };
 
@@ -321,11 +361,12 @@ void attend_tiles(const Unit& u, bool finish) {
     const bool quick = u.rows[0].lse == nullptr;
     for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
       const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
+      const int64_t ahead = u.maker.make ? end : end + u.block_k < u.key_end ? end + u.block_k : u.key_end;
       if (u.maker.make) u.maker.make(u, begin, end);
       if (quick) {
-        attention.template attend<kQuick>(begin, end);
+        attention.template attend<kQuick>(begin, end, end, ahead);
       } else {
-        attention.template attend<kAccurate>(begin, end);
+        attention.template attend<kAccurate>(begin, end, end, ahead);
       }
     }
     if (!u.normalize) attention.settle();
@@ -335,8 +376,8 @@ void attend_tiles(const Unit& u, bool finish) {
 
 // bfloat16, float16, float32.
 extern const ForwardIsa kForward[3];
-const ForwardIsa kForward[3] = {{kVectorBytes, kGroup, {attend_tiles<1>, nullptr}, {join<float>, nullptr}, 1},
-                                {kVectorBytes, kGroup, {attend_tiles<2>, nullptr}, {join<float>, nullptr}, 2},
-                                {kVectorBytes, kGroup, {attend_tiles<3>, nullptr}, {join<float>, nullptr}, 3}};
+const ForwardIsa kForward[3] = {{kVectorBytes, kTileStep, {attend_tiles<1>, nullptr}, {join<float>, nullptr}, 1},
+                                {kVectorBytes, kTileStep, {attend_tiles<2>, nullptr}, {join<float>, nullptr}, 2},
+                                {kVectorBytes, kTileStep, {attend_tiles<3>, nullptr}, {join<float>, nullptr}, 3}};
 
 }  // namespace attile::ATTILE_ISA

@@ -1,4 +1,4 @@
-// Online softmax of a group of 32 keys by 32 rows, in pieces small enough to run beside the dots of tiles: vector instructions and
+// Online softmax of a group of keys by 32 rows, in pieces small enough to run beside the dots of tiles: vector instructions and
 // tile instructions leave one stream, and the core overlaps them.
 //
 //   p_j = 2^(c s_j - base),   base an integer, at least the row's maximum so far less kSlack
@@ -17,7 +17,7 @@
 
 namespace attile::ATTILE_ISA {
 
-inline constexpr int kGroup = kTileStep, kGroupPairs = kGroup / 2;
+inline constexpr int kGroup = kTileGroup, kStepPairs = kTileStep / 2;
 inline constexpr int kAccurate = 6;  // degree
 inline constexpr float kSlack = 8;
 // Beyond this in base 2 the pieces of the exponent lose digits, and cpu/forward/softmax.hpp takes over.
@@ -57,7 +57,7 @@ inline __attribute__((always_inline)) void store_pair(Vec<float> even, Vec<float
   }
 }
 
-// s: [32][32 rows] float32 -> p: [part][16][32 rows][2]
+// s: [keys][32 rows] float32 -> p: [step][part][16][32 rows][2], keys a multiple of 32
 template <int kParts, int kDegree>
 class GroupSoftmax {
  public:
@@ -65,11 +65,11 @@ class GroupSoftmax {
 
   inline __attribute__((always_inline)) GroupSoftmax() : sum{}, top{}, shift_{}, lowest_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
 
-  inline __attribute__((always_inline)) void begin(const float* s, char* p, const Vec<float> (&base)[2], float c) {
+  inline __attribute__((always_inline)) void begin(const float* s, char* p, int64_t keys, const Vec<float> (&base)[2], float c) {
     constexpr float kExponent = 0x1.8p23f + 127;
     s_ = s;
     p_ = p;
-    pairs_ = kGroupPairs;
+    pairs_ = keys / 2;
     factor_ = broadcast<float>(c);
     const Vec<float> inverse = broadcast<float>(1 / c);
 #pragma GCC unroll 2
@@ -97,13 +97,14 @@ class GroupSoftmax {
       }
       s_ += 2 * kTileLanes;
       p_ += kLaneRowBytes;
+      if (kParts > 1 && pairs_ % kStepPairs == 1) p_ += (kParts - 1) * kStepBytes;
     }
   }
-  inline __attribute__((always_inline)) void finish() { advance(kGroupPairs); }
+  inline __attribute__((always_inline)) void finish() { advance(pairs_); }
 
   // In place, and nothing but p and sum.
-  inline __attribute__((always_inline)) void in_place(float* s) {
-    for (int j = 0; j < kGroup; ++j) {
+  inline __attribute__((always_inline)) void in_place(float* s, int64_t keys) {
+    for (int64_t j = 0; j < keys; ++j) {
 #pragma GCC unroll 2
       for (int n = 0; n < 2; ++n) {
         const Vec<float> p = power(load<Vec<float>>(s + n * 16), n);
@@ -129,20 +130,20 @@ class GroupSoftmax {
 };
 
 // The largest score of every row of a group.
-inline void group_top(const float* s, Vec<float> (&top)[2]) {
+inline void group_top(const float* s, int64_t keys, Vec<float> (&top)[2]) {
 #pragma GCC unroll 2
   for (int n = 0; n < 2; ++n) top[n] = broadcast<float>(-kInfinity<float>);
 #pragma GCC unroll 4
-  for (int j = 0; j < kGroup; ++j) {
+  for (int64_t j = 0; j < keys; ++j) {
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) top[n] = max(load<Vec<float>>(s + j * kTileLanes + n * 16), top[n]);
   }
 }
 
-// p of `groups` groups times alpha of its row.
+// p of `steps` times 32 keys times alpha of its row.
 template <int kParts>
-inline __attribute__((noinline)) void scale_probabilities(char* p, int64_t groups, const Vec<float> (&alpha)[2]) {
-  for (int64_t i = 0; i < groups * kParts * kGroupPairs; ++i) {
+inline __attribute__((noinline)) void scale_probabilities(char* p, int64_t steps, const Vec<float> (&alpha)[2]) {
+  for (int64_t i = 0; i < steps * kParts * kStepPairs; ++i) {
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
       char* at = p + i * kLaneRowBytes + n * kTileRowBytes;

@@ -16,6 +16,8 @@ namespace attile {
 inline constexpr int kPanelVectors = 2;
 // Head dims are walked in chunks of this many elements; head_dim_v is padded to a multiple of it.
 inline constexpr int kChunk = 16;
+// Keys of which kernels on tiles hold scores at a time.
+inline constexpr int kTileGroup = 64;
 
 struct QueryRow {
   const char* q;
