@@ -2,11 +2,14 @@
 
 import ctypes
 import importlib.util
+import os
 
 import attile
 import cases
 import numpy as np
 from machine import jax_64_bit
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes three quarters of the GPU's memory from the others
 
 CONFIG = attile.show_config()
 MISSING = None if CONFIG["cuda"] else CONFIG["cuda_missing"]
