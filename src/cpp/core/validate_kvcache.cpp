@@ -16,21 +16,16 @@ struct Validator {
   AttentionProblem problem{};
 
   void arrays() {
-    const struct { const char* name; const attile_tensor* t; } given[] = {
-        {"q", p.q}, {"k_cache", p.k_cache}, {"v_cache", p.v_cache}, {"cache_seqlens", p.cache_seqlens}, {"page_table", p.page_table},
-        {"softmax_aux", p.softmax_aux}};
+    const struct { const char* name; const attile_tensor* t; bool index; } given[] = {
+        {"q", p.q, false}, {"k_cache", p.k_cache, false}, {"v_cache", p.v_cache, false}, {"cache_seqlens", p.cache_seqlens, true},
+        {"page_table", p.page_table, true}, {"softmax_aux", p.softmax_aux, false}};
     for (int i = 0; i < 3; ++i)
       if (!given[i].t) type_error(f, std::string(given[i].name) + " is required", "an array", "none");
-    const int32_t device = p.q->device_type;
-    if (p.platform == ATTILE_PLATFORM_CPU && device != 1) value_error(f, "platform must hold the arrays", "cpu arrays", "arrays on another device");
-    if (p.platform == ATTILE_PLATFORM_CUDA && device != 2) value_error(f, "platform must hold the arrays", "cuda arrays", "arrays on another device");
-    for (const auto& [name, t] : given)
-      if (t) check_device(f, name, *t, "q", *p.q);
-    if (device == 2)
-      throw Error(ATTILE_NOT_IMPLEMENTED, std::string(f) + ": q is on a CUDA device, and this build of attile has no CUDA kernels");
-    if (device != 1) value_error(f, "q is on an unsupported device", "cpu", "DLPack device " + std::to_string(device));
+    check_place(f, "q", *p.q, p.platform);
+    for (const auto& [name, t, index] : given)
+      if (t) check_device(f, name, *t, "q", *p.q, index);
     problem.function = f;
-    problem.device_type = device;
+    problem.device_type = p.q->device_type;
     problem.device_id = p.q->device_id;
   }
 
@@ -84,7 +79,7 @@ struct Validator {
     if (!p.cache_seqlens) value_error(f, "cache_seqlens is required with page_table", "an array", "none");
     problem.page_table = view_of(t);
     problem.options |= kPages;
-    problem.k_seqs.rows = t.shape[1] * problem.page_size();
+    problem.k_seqs.rows = problem.k_seqs.longest = t.shape[1] * problem.page_size();
   }
 
   void lengths() {
@@ -93,6 +88,7 @@ struct Validator {
     s.lens = index_view(f, "cache_seqlens", *p.cache_seqlens);
     if (s.lens.size != problem.batch) value_error(f, "cache_seqlens.shape[0] must equal q.shape[0]", problem.batch, s.lens.size);
     problem.options |= kKvLens;
+    if (s.lens.on_device) return;  // the kernels read it, and clamp what they find
     s.longest = 0;
     const char* capacity = p.page_table ? "page_table.shape[1] * page_size" : "k_cache.shape[1]";
     for (int64_t b = 0; b < problem.batch; ++b) {
@@ -104,7 +100,7 @@ struct Validator {
   }
 
   void page_numbers() {
-    if (!problem.has(kPages)) return;
+    if (!problem.has(kPages) || problem.k_seqs.lens.on_device || p.page_table->device_type != 1) return;
     const View& table = problem.page_table;
     const int64_t pages = problem.k.shape[0], size = problem.page_size();
     for (int64_t b = 0; b < problem.batch; ++b) {
