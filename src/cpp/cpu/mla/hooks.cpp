@@ -50,15 +50,25 @@ WeightSlice MlaHooks::w_kc_transposed(int64_t head) const {
 }
 
 size_t MlaHooks::weight_bytes(int64_t depth, int64_t columns) const {
+  if (isa.forward->tile_parts > 0) return tile_bytes(columns, depth);
   const int64_t panel = kPanelVectors * isa.forward->vector_bytes;
   const int64_t lanes = panel / (p.dtype == DType::f64 ? 8 : 4);
   return up((columns + lanes - 1) / lanes * (depth / isa.pair) * panel);
 }
 size_t MlaHooks::rows_bytes(int64_t rows, int64_t depth) const {
+  if (isa.forward->tile_parts > 0) return tile_bytes(rows, depth);
   const int64_t words = (depth / isa.pair + kChunk - 1) / kChunk * kChunk;
   return up(words * (rows + isa.forward->block_step) * (p.dtype == DType::f64 ? 8 : 4));
 }
-size_t MlaHooks::product_bytes(int64_t rows) const { return up((rows + isa.forward->block_step) * kPanelVectors * isa.forward->vector_bytes); }
+size_t MlaHooks::product_bytes(int64_t rows) const {
+  constexpr int64_t kTileBlocks = 2 * 32 * 32 * 4;
+  if (isa.forward->tile_parts > 0) return kTileBlocks;
+  return up((rows + isa.forward->block_step) * kPanelVectors * isa.forward->vector_bytes);
+}
+// Of either operand: rows or columns, and the depth, in steps of 32.
+size_t MlaHooks::tile_bytes(int64_t rows, int64_t depth) const {
+  return (rows + 31) / 32 * 32 * ((depth + 31) / 32 * 32) * 2 * isa.forward->tile_parts;
+}
 
 ProjectionRows MlaHooks::latents_of(const ForwardItem& item) const {
   const View& v = latents.latent;

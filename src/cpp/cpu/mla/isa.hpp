@@ -26,6 +26,7 @@ struct ProjectionRows {
 struct MlaIsa {
   const ForwardIsa* forward;
   int pair;  // elements of a word; a depth must be a multiple of it
+  // Layouts are those of the forward kernel: of queries for weights, of keys for rows (with tiles, see mla/tile_projection.hpp).
   // [panel of two vectors of columns][depth / pair][column]
   void (*pack_weight[2])(const WeightSlice& w, void* to);
   // [chunk of kChunk words][rows, up to a multiple of block_step][kChunk]
@@ -33,6 +34,9 @@ struct MlaIsa {
   // rows [count][columns] at `to`, `stride` bytes apart. scratch: [rows, up][panel]
   void (*project[2])(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride,
                      void* scratch);
+  // The same in the midst of a unit, while the forward kernel holds the tile registers.
+  void (*project_within[2])(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride,
+                            void* scratch);
 };
 
 }  // namespace attile

@@ -5,6 +5,9 @@
 
 namespace attile {
 
+namespace amx {
+extern const MlaIsa kMla[3];  // by parts: bfloat16, float16, float32
+}
 namespace avx512bf16 {
 extern const MlaIsa kMla;
 }
@@ -39,14 +42,29 @@ const MlaIsa& choose_avx512(const AttentionProblem& p) {
   return avx512::kMla;
 }
 #endif
+#if ATTILE_ISA_AMX
+// A single vector of rows leaves tiles half empty.
+const MlaIsa& choose_amx(const AttentionProblem& p) {
+  constexpr int64_t kFewRows = 16;
+  if (p.q_seqs.longest * p.heads_q <= kFewRows) return choose_avx512(p);
+  return amx::kMla[p.dtype == DType::bf16 ? 0 : p.dtype == DType::f16 ? 1 : 2];
+}
+
+std::string amx_why_not(const AttentionProblem& problem, const Config& config) {
+  if (problem.dtype == DType::f64) return "tiles have no float64";
+  return mla_why_not(problem, config);
+}
+#endif
 #if ATTILE_ISA_AVX2
 const MlaIsa& choose_avx2(const AttentionProblem&) { return avx2::kMla; }
 #endif
 const MlaIsa& choose_portable(const AttentionProblem&) { return portable::kMla; }
 
+using WhyNot = std::string (*)(const AttentionProblem&, const Config&);
+
 template <ChooseIsa kIsa>
-constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
-  return {name, isa, kHonours, available, mla_why_not,
+constexpr Kernel row(const char* name, const char* isa, bool (*available)(), WhyNot why_not = mla_why_not) {
+  return {name, isa, kHonours, available, why_not,
           [](const AttentionProblem& problem, const Config& config, int threads) { return plan_mla(kIsa(problem), problem, config, threads); },
           [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
             run_mla(kIsa(problem), problem, plan, workspace, execution.executor);
@@ -54,6 +72,9 @@ constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
 }
 
 constexpr Kernel kTable[] = {
+#if ATTILE_ISA_AMX
+    row<choose_amx>("mla_amx", "amx", has_amx_bf16, amx_why_not),
+#endif
 #if ATTILE_ISA_AVX512
     row<choose_avx512>("mla_avx512", "avx512", has_avx512),
 #endif

@@ -7,9 +7,8 @@
 // Cost: rows * depth * columns multiply-adds, 24 for 14 loads; what else is done is a copy of each operand and of C.
 #pragma once
 
-#include "cpu/forward/pack.hpp"
 #include "cpu/forward/product.hpp"
-#include "cpu/mla/isa.hpp"
+#include "cpu/mla/columns.hpp"
 
 namespace attile::ATTILE_ISA {
 
@@ -73,26 +72,6 @@ void pack_rows(const ProjectionRows& a, int64_t depth, DType dtype, void* to) {
                padded, static_cast<T*>(to));
 }
 
-// c: [rows][kPanel] of one panel, rounded on its way to `columns` columns of the result.
-template <class T, class Format>
-inline void write_columns(const T* c, int64_t rows, int64_t columns, char* to, int64_t stride) {
-  constexpr int W = kLanes<T>;
-  using Storage = typename Format::Storage;
-  for (int64_t j = 0; j < rows; ++j) {
-    for (int64_t d = 0; d < columns; d += W) {
-      const Vec<T> x = load<Vec<T>>(c + j * kPanel<T> + d);
-      char* at = to + j * stride + d * static_cast<int64_t>(sizeof(Storage));
-      if (d + W <= columns) {
-        store_as<T, Format>(at, x);
-      } else {
-        Storage staged[W];
-        store_as<T, Format>(staged, x);
-        __builtin_memcpy(at, staged, (columns - d) * sizeof(Storage));
-      }
-    }
-  }
-}
-
 template <class T>
 void project(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride, void* scratch) {
   const int64_t padded = round_up(rows, kBlockStep), words = depth / kProjectionPair;
@@ -115,9 +94,14 @@ void project(const void* a, int64_t rows, const void* w, int64_t depth, int64_t 
 extern const ForwardIsa kForward;
 extern const MlaIsa kMla;
 #if ATTILE_ISA_BF16_PAIRS
-const MlaIsa kMla = {&kForward, kProjectionPair, {pack_weight<float>, nullptr}, {pack_rows<float>, nullptr}, {project<float>, nullptr}};
+const MlaIsa kMla = {&kForward, kProjectionPair, {pack_weight<float>, nullptr}, {pack_rows<float>, nullptr}, {project<float>, nullptr}, {project<float>, nullptr}};
 #else
-const MlaIsa kMla = {&kForward, kProjectionPair, {pack_weight<float>, pack_weight<double>}, {pack_rows<float>, pack_rows<double>}, {project<float>, project<double>}};
+const MlaIsa kMla = {&kForward,
+                     kProjectionPair,
+                     {pack_weight<float>, pack_weight<double>},
+                     {pack_rows<float>, pack_rows<double>},
+                     {project<float>, project<double>},
+                     {project<float>, project<double>}};
 #endif
 
 }  // namespace attile::ATTILE_ISA

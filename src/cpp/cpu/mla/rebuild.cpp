@@ -85,7 +85,7 @@ void RebuildHooks::make(const Unit& unit, int64_t begin, int64_t end) {
   const int64_t keys = end - begin;
   const ProjectionRows rows = {tile.latents.data + begin * tile.latents.stride, tile.latents.stride, keys};
   hooks.isa.pack_rows[hooks.accumulator](rows, latents.rank, hooks.p.dtype, tile.rows);
-  const auto project = hooks.isa.project[hooks.accumulator];
+  const auto project = hooks.isa.project_within[hooks.accumulator];
   project(tile.rows, keys, tile.w_kc, latents.rank, latents.nope_dim, hooks.p.dtype, tile.k, tile.k_stride, tile.product);
   project(tile.rows, keys, tile.w_vc, latents.rank, hooks.p.head_dim_v, hooks.p.dtype, tile.v, tile.v_stride, tile.product);
   if (hooks.rope_bytes == 0) return;

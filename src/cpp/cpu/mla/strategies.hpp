@@ -30,6 +30,7 @@ class MlaHooks : public UnitHooks {
   size_t weight_bytes(int64_t depth, int64_t columns) const;
   size_t rows_bytes(int64_t rows, int64_t depth) const;
   size_t product_bytes(int64_t rows) const;
+  size_t tile_bytes(int64_t rows, int64_t depth) const;
   // The first latent and rope key that a unit's sequence has, for query head h.
   ProjectionRows latents_of(const ForwardItem& item) const;
   ProjectionRows rope_keys_of(const ForwardItem& item, int64_t h) const;
