@@ -62,9 +62,7 @@ class Tokenizer:
         self._ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
         self._characters = _byte_characters()
         byte_of = {character: byte for byte, character in enumerate(self._characters)}
-        self._bytes = [
-            b"" if kind == CONTROL else bytes(byte_of[c] for c in token if c in byte_of) for token, kind in zip(tokens, types, strict=True)
-        ]
+        self._bytes = [b"" if kind == CONTROL else bytes(byte_of[c] for c in token if c in byte_of) for token, kind in zip(tokens, types, strict=True)]
         self._encode_word = lru_cache(maxsize=1 << 16)(self._merge)
 
     @classmethod

