@@ -244,6 +244,13 @@ FEATURES = {
     "padded": {"layout": "padded", "lens_q": (37, 20), "lens_k": (11, 53)},
     "packed": {"layout": "packed", "lens_q": (5, 0, 30), "lens_k": (20, 8, 21)},
     "rank3": {"layout": "rank3"},
+    "decode": {
+        "seqlen_q": 3,
+        "seqlen_k": 700,
+        "keys": "staircase",
+        "sinks": (4, 1),
+        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (600, 0), "logits_soft_cap": 20.0},
+    },
     "everything": {
         "layout": "padded",
         "lens_q": (37, 20),

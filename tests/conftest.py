@@ -69,12 +69,12 @@ def library(request):
 
 @pytest.fixture
 def on_every_kernel(runnable_kernel, monkeypatch):
-    """The test once on each kernel. One that leaves a dtype to others is tested by test_forward.py alone."""
+    """The test once on each kernel. One that leaves a dtype or many query rows to others is tested by test_forward.py alone."""
     import cases
     import numpy as np
 
     for dtype in cases.DTYPES:
-        x = np.ones((1, 2, 1, 4), cases.numpy_dtype(dtype))
+        x = np.ones((1, 40, 1, 4), cases.numpy_dtype(dtype))
         if not takes(runnable_kernel, query=x, key=x, value=x):
             pytest.skip(f"{runnable_kernel} does not take {dtype}")
     monkeypatch.setenv("ATTILE_KERNEL", runnable_kernel)

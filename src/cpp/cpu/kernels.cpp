@@ -1,5 +1,6 @@
-// The forward kernels of the CPU, fastest first: one source, a row for every instruction set that it was compiled for.
+// The attention kernels of the CPU, fastest first: of each instruction set the one for few query rows, then the one for any problem.
 #include "core/kernel_table.hpp"
+#include "cpu/decode/driver.hpp"
 #include "cpu/features.hpp"
 #include "cpu/forward_driver.hpp"
 
@@ -10,15 +11,19 @@ extern const ForwardIsa kForward[3];  // by parts: bfloat16, float16, float32
 }
 namespace avx512bf16 {
 extern const ForwardIsa kForward;
+extern const DecodeIsa kDecode;
 }
 namespace avx512 {
 extern const ForwardIsa kForward;
+extern const DecodeIsa kDecode;
 }
 namespace avx2 {
 extern const ForwardIsa kForward;
+extern const DecodeIsa kDecode;
 }
 namespace portable {
 extern const ForwardIsa kForward;
+extern const DecodeIsa kDecode;
 }
 
 namespace {
@@ -27,9 +32,10 @@ namespace {
 constexpr uint64_t kHonours = kBias | kAttentionMask | kSegmentIds | kSinks | kCausal | kWindow | kSoftcap | kDropout | kUnnormalized |
                               kLogitsDtype | kVarlenQ | kVarlenK | kLse | kReducedPrecision | kKvLens | kPages;
 
-bool always() { return true; }
+// What comes with a cache; the rest is left to the forward kernels.
+constexpr uint64_t kDecodeHonours = kSinks | kCausal | kWindow | kSoftcap | kVarlenK | kLse | kReducedPrecision | kKvLens | kPages;
 
-extern const Kernel kTable[];
+bool always() { return true; }
 
 // Which instance of the kernel takes a problem.
 using ChooseIsa = const ForwardIsa& (*)(const AttentionProblem&);
@@ -64,7 +70,7 @@ const ForwardIsa& choose_portable(const AttentionProblem&) { return portable::kF
 
 using WhyNot = std::string (*)(const AttentionProblem&, const Config&);
 
-template <ChooseIsa kIsa, int kRow>
+template <ChooseIsa kIsa>
 constexpr Kernel row(const char* name, const char* isa, bool (*available)(), WhyNot why_not = forward_why_not) {
   return {name,
           isa,
@@ -72,29 +78,60 @@ constexpr Kernel row(const char* name, const char* isa, bool (*available)(), Why
           available,
           why_not,
           [](const AttentionProblem& problem, const Config& config, int threads) {
-            Plan plan = plan_forward(kIsa(problem), problem, config, threads);
-            plan.kernel = &kTable[kRow];
-            return plan;
+            return plan_forward(kIsa(problem), problem, config, threads);
           },
           [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
             run_forward(kIsa(problem), problem, plan, workspace, execution.executor);
           }};
 }
 
-// Rows before the next instruction set.
-constexpr int kAmxRows = ATTILE_ISA_AMX, kAvx512Rows = kAmxRows + ATTILE_ISA_AVX512, kAvx2Rows = kAvx512Rows + ATTILE_ISA_AVX2;
+using ChooseDecodeIsa = const DecodeIsa& (*)(const AttentionProblem&);
 
-const Kernel kTable[] = {
-#if ATTILE_ISA_AMX
-    row<choose_amx, 0>("forward_amx", "amx", has_amx_bf16, amx_why_not),
-#endif
 #if ATTILE_ISA_AVX512
-    row<choose_avx512, kAmxRows>("forward_avx512", "avx512", has_avx512),
+const DecodeIsa& choose_decode_avx512(const AttentionProblem& problem) {
+#if ATTILE_ISA_AVX512BF16
+  if (problem.dtype == DType::bf16 && fast_bf16_dots()) return avx512bf16::kDecode;
+#endif
+  (void)problem;
+  return avx512::kDecode;
+}
 #endif
 #if ATTILE_ISA_AVX2
-    row<choose_avx2, kAvx512Rows>("forward_avx2", "avx2", has_avx2),
+const DecodeIsa& choose_decode_avx2(const AttentionProblem&) { return avx2::kDecode; }
 #endif
-    row<choose_portable, kAvx2Rows>("forward_portable", "portable", always),
+const DecodeIsa& choose_decode_portable(const AttentionProblem&) { return portable::kDecode; }
+
+template <ChooseDecodeIsa kIsa>
+constexpr Kernel decode_row(const char* name, const char* isa, bool (*available)()) {
+  return {name,
+          isa,
+          kDecodeHonours,
+          available,
+          decode_why_not,
+          [](const AttentionProblem& problem, const Config& config, int threads) {
+            return plan_decode(kIsa(problem), problem, config, threads);
+          },
+          [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
+            run_decode(kIsa(problem), problem, plan, workspace, execution.executor);
+          }};
+}
+
+const Kernel kTable[] = {
+#if ATTILE_ISA_AVX512
+    decode_row<choose_decode_avx512>("decode_avx512", "avx512", has_avx512),
+#endif
+#if ATTILE_ISA_AMX
+    row<choose_amx>("forward_amx", "amx", has_amx_bf16, amx_why_not),
+#endif
+#if ATTILE_ISA_AVX512
+    row<choose_avx512>("forward_avx512", "avx512", has_avx512),
+#endif
+#if ATTILE_ISA_AVX2
+    decode_row<choose_decode_avx2>("decode_avx2", "avx2", has_avx2),
+    row<choose_avx2>("forward_avx2", "avx2", has_avx2),
+#endif
+    decode_row<choose_decode_portable>("decode_portable", "portable", always),
+    row<choose_portable>("forward_portable", "portable", always),
 };
 
 }  // namespace
