@@ -89,7 +89,7 @@ void add_cuda(Json& json) {
   const int count = library ? cuda_device_count(why) : 0;
   if (library)
     for (const Kernel& kernel : library->forward_kernels)
-      json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cuda").flag("available", count > 0 && kernel.available()).close();
+      json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cuda").field("function", "flash_attention").flag("available", count > 0 && kernel.available()).close();
   json.close(']').flag("cuda", count > 0);
   if (!why.empty()) json.field("cuda_missing", why);
   if (library) {
