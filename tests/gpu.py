@@ -13,7 +13,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX take
 
 CONFIG = attile.show_config()
 MISSING = None if CONFIG["cuda"] else CONFIG["cuda_missing"]
-KERNELS = [row["name"] for row in CONFIG["kernels"] if row["device"] == "cuda"]
+KERNELS = [row["name"] for row in CONFIG["kernels"] if row["device"] == "cuda" and row["function"] == "flash_attention"]
 LIBRARIES = [name for name in ("torch", "cupy", "jax") if importlib.util.find_spec(name)]
 
 # Which libraries can hold arrays that lie like this on a GPU (see cases.MEMORY).
