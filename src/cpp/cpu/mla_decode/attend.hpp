@@ -14,7 +14,7 @@
 #include "cpu/forward/scores.hpp"
 #include "cpu/forward/softmax.hpp"
 #include "cpu/forward/state.hpp"
-#include "cpu/mla_decode/keys.hpp"
+#include "cpu/mla_decode/head_rope.hpp"
 
 namespace attile::ATTILE_ISA {
 
@@ -63,17 +63,6 @@ struct DecodeTile {
   static T* at(char* scratch, size_t offset) { return reinterpret_cast<T*>(scratch + offset); }
 };
 
-// `dims` elements of a vector of rows to to[d * kPanel], the first of row l at row_at(l).
-template <class T, class RowAt>
-inline void pack_rows(RowAt row_at, DType dtype, int64_t dims, T* to) {
-  with_input_format<T>(dtype, [&](auto format) {
-    using Format = decltype(format);
-    using Storage = typename Format::Storage;
-    for_each_transposed<T, Storage>(row_at, sizeof(Storage), dims, [](const void* p) { return load_as<T, Format>(p); },
-                                    [&](int64_t d, Vec<T> lanes) { store(to + d * kPanel<T>, lanes); });
-  });
-}
-
 inline DType pair_dtype(const Unit& u) { return kBf16Pairs ? DType::f32 : u.dtype; }
 
 template <class T>
@@ -111,29 +100,6 @@ inline void pack_decode_tile(const MlaDecodeUnit& m, const DecodeScratch<T>& lay
   }
 }
 
-// s += q_pe . kpe of each row's own head.
-template <class T, int N>
-inline __attribute__((noinline)) void add_head_rope(const MlaDecodeUnit& m, const RopeRow* rows, const T* q, const KeyRow* keys, int64_t count,
-                                                    T* s) {
-  with_input_format<T>(m.base.dtype, [&](auto format) {
-    using Format = decltype(format);
-    using Storage = typename Format::Storage;
-    for (int n = 0; n < N; ++n) {
-      int64_t offset[kLanes<T>];
-      for (int l = 0; l < kLanes<T>; ++l) offset[l] = rows[n * kLanes<T> + l].head * m.kpe_head;
-      for (int64_t j = 0; j < count; ++j) {
-        const char* kpe = keys[j].kpe;
-        T* at = s + j * kPanel<T> + n * kLanes<T>;
-        Vec<T> sum{};
-        for_each_transposed<T, Storage>([&](int l) { return kpe + offset[l]; }, sizeof(Storage), m.shape.rope,
-                                        [](const void* p) { return load_as<T, Format>(p); },
-                                        [&](int64_t d, Vec<T> lanes) { sum = fma(lanes, load<Vec<T>>(q + d * kPanel<T> + n * kLanes<T>), sum); });
-        store(at, load<Vec<T>>(at) + sum);
-      }
-    }
-  });
-}
-
 template <class T, int N>
 inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t panel, int64_t tile_begin,
                          int64_t tile_end) {
@@ -164,10 +130,10 @@ size_t decode_scratch_bytes(const MlaDecodeShape& shape) {
 }
 
 // A tile of keys and values within a fifth of L2.
-inline int64_t decode_block_k(int64_t, int64_t head_dims, int64_t element_bytes) {
+inline int64_t decode_block_k(const MlaDecodeShape& shape) {
   constexpr int64_t kLargest = 144, kStep = 48, kBytes = 208 << 10;
   int64_t keys = kLargest;
-  while (keys > kStep && keys * head_dims * element_bytes > kBytes) keys -= kStep;
+  while (keys > kStep && keys * (2 * shape.latent + shape.rope) * (shape.dtype == DType::f64 ? 8 : 4) > kBytes) keys -= kStep;
   return keys;
 }
 

@@ -79,8 +79,13 @@ int64_t choose_splits(const MlaDecodeProblem& p, int64_t block_q) {
   return std::clamp<int64_t>(std::min(ceil_div(kUnits, units), p.k_seqs.longest / std::max(kKeys, rows * kKeysForRow)), 1, kUnits);
 }
 
+MlaDecodeShape shape_of(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan) {
+  const int64_t panel = kPanelVectors * isa.vector_bytes / (p.dtype == DType::f64 ? 8 : 4);
+  return {up(plan.block_q, panel), p.latent, p.rope, p.head_rope ? p.heads_q : 1, plan.block_k, p.dtype};
+}
+
 struct Layout {
-  int64_t lanes, panel;
+  int64_t lanes;
   size_t element;
   size_t max, sum, out, state_bytes;  // of a BlockState, from its start
   size_t queries, rope, state, scratch, worker_bytes;
@@ -90,9 +95,8 @@ struct Layout {
   Layout(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan, const Counts& n) {
     element = p.dtype == DType::f64 ? 8 : 4;
     lanes = isa.vector_bytes / static_cast<int64_t>(element);
-    panel = kPanelVectors * lanes;
-    const int64_t rows = up(plan.block_q, panel);
-    shape = {rows, p.latent, p.rope, p.head_rope ? p.heads_q : 1, plan.block_k, p.dtype};
+    shape = shape_of(isa, p, plan);
+    const int64_t rows = shape.rows;
 
     size_t at = 0;
     const auto take = [&](size_t bytes) {
@@ -271,7 +275,7 @@ Plan plan_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const C
   Plan plan;
   const int64_t rows = std::max<int64_t>(1, p.q_seqs.longest * p.group);
   plan.block_q = up(std::min(config.block_q ? config.block_q : kRows, rows), lanes);
-  plan.block_k = config.block_k ? config.block_k : isa.block_k(plan.block_q, p.head_dim + p.latent, element);
+  plan.block_k = config.block_k ? config.block_k : isa.block_k(shape_of(isa, p, plan));
   plan.block_k = up(std::min(plan.block_k, std::max<int64_t>(1, p.k_seqs.longest)), isa.block_step);
   plan.num_splits = config.num_splits ? std::min(config.num_splits, std::max<int64_t>(1, ceil_div(p.k_seqs.longest, plan.block_k)))
                                       : choose_splits(p, plan.block_q);

@@ -4,6 +4,9 @@
 
 namespace attile {
 
+namespace amx {
+extern const MlaDecodeIsa kMlaDecode;
+}
 namespace avx512bf16 {
 extern const MlaDecodeIsa kMlaDecode;
 }
@@ -27,6 +30,13 @@ bool always() { return true; }
 // Which instance of the kernel takes a problem.
 using ChooseIsa = const MlaDecodeIsa& (*)(const MlaDecodeProblem&);
 
+#if ATTILE_ISA_AMX
+const MlaDecodeIsa& choose_amx(const MlaDecodeProblem&) { return amx::kMlaDecode; }
+std::string amx_why_not(const AttentionProblem& problem, const Config& config) {
+  if (problem.dtype != DType::bf16) return "takes bfloat16 only";
+  return mla_decode_why_not(problem, config);
+}
+#endif
 #if ATTILE_ISA_AVX512
 // bfloat16 by dot products of pairs where the CPU is fast at them, else widened to float32.
 const MlaDecodeIsa& choose_avx512(const MlaDecodeProblem& problem) {
@@ -43,12 +53,13 @@ const MlaDecodeIsa& choose_avx2(const MlaDecodeProblem&) { return avx2::kMlaDeco
 const MlaDecodeIsa& choose_portable(const MlaDecodeProblem&) { return portable::kMlaDecode; }
 
 template <ChooseIsa kIsa>
-constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
+constexpr Kernel row(const char* name, const char* isa, bool (*available)(),
+                     std::string (*why_not)(const AttentionProblem&, const Config&) = mla_decode_why_not) {
   return {name,
           isa,
           kHonours,
           available,
-          mla_decode_why_not,
+          why_not,
           [](const AttentionProblem& problem, const Config& config, int threads) {
             const MlaDecodeProblem& p = mla_decode(problem);
             return plan_mla_decode(kIsa(p), p, config, threads);
@@ -60,6 +71,9 @@ constexpr Kernel row(const char* name, const char* isa, bool (*available)()) {
 }
 
 const Kernel kTable[] = {
+#if ATTILE_ISA_AMX
+    row<choose_amx>("mla_decode_amx", "amx", has_amx_bf16, amx_why_not),
+#endif
 #if ATTILE_ISA_AVX512
     row<choose_avx512>("mla_decode_avx512", "avx512", has_avx512),
 #endif

@@ -36,7 +36,7 @@ struct MlaDecodeUnit {
 struct MlaDecodeIsa {
   int vector_bytes;
   int block_step;  // keys of a tile are computed in multiples of this
-  int64_t (*block_k)(int64_t rows, int64_t head_dims, int64_t element_bytes);  // keys of a tile; head_dims: (L + R) + L
+  int64_t (*block_k)(const MlaDecodeShape& shape);  // keys of a tile
   size_t (*scratch_bytes[2])(const MlaDecodeShape& shape);
   void (*attend[2])(const MlaDecodeUnit& unit, bool finish);
   void (*join[2])(const Unit& unit, const BlockState* parts, int64_t count);

@@ -1,0 +1,384 @@
+// MLA decoding of one unit on tiles, bfloat16. Rows are tokens times heads, in panels of 32.
+//
+//   for blocks of keys:
+//     interleave V;  for panels:  S^T = K Q^T;  adjust;  P^T = softmax;  P = transpose;  O = alpha O + P V
+//
+// K is never copied: its rows are the A operand. Where each head has its own rope key, [ckv, kpe of every head] is one long row of K, and
+// Q^T is zero where a row meets another head's key, so that only chunks of the panel's own heads are multiplied. A NaN in another
+// head's key would leak through such a zero: scores that are NaN are computed again, head by head.
+//
+// Cost for a key and 16 rows, L + R = 576, L = 512: 34 dots of 16 rows by 16, 34 * 16 cycles for 16 keys; 16 interleaved vectors, loaded and
+// stored; a tenth of that for the softmax. With 16 rows that is a third of what reading 1152 bytes from memory takes, so the lines of the
+// next block are asked for all along; with 128 rows the dots are everything.
+#pragma once
+
+#include "cpu/amx/pack.hpp"
+#include "cpu/forward/scores.hpp"
+#include "cpu/forward/softmax.hpp"
+#include "cpu/forward/state.hpp"
+#include "cpu/mla_decode/head_rope.hpp"
+#include "cpu/mla_decode/tile_keys.hpp"
+#include "cpu/mla_decode/tile_products.hpp"
+
+namespace attile::ATTILE_ISA {
+
+// A chunk of 32 dims of the rope part: where it begins in a row of kpe, and which half of the panel's rows it meets.
+struct RopeChunk {
+  int64_t offset;
+  bool left, right;
+};
+
+struct TileScratch {
+  int64_t panels, latent_chunks, rope_chunks;  // the last two for one panel, at most
+  int64_t value_tiles;                         // of 16 columns, a multiple of four
+  size_t q, rope, q_rope, v, s, p, o, rows, groups, runs, staged, zeros, bytes;
+
+  explicit TileScratch(const MlaDecodeShape& shape) : bytes(0) {
+    const RowBytes row(shape);
+    panels = shape.rows / kTileLanes;
+    latent_chunks = row.ckv_padded / kChunkBytes;
+    const int64_t own = kTileLanes * (shape.rope * 2 / kChunkBytes + 2);  // chunks of 32 heads, each cut at both ends
+    const int64_t all = row.kpe_padded / kChunkBytes;
+    rope_chunks = shape.rope_heads > 1 && own < all ? own : all;
+    value_tiles = round_up(row.ckv_padded / kChunkBytes, 2) * 2;
+    const int64_t keys = round_up(shape.block_k, kUnitKeys), groups_of_32 = keys / kTileStep;
+    q = take(panels * (latent_chunks + rope_chunks) * kStepBytes);
+    rope = take(panels * rope_chunks * sizeof(RopeChunk));
+    q_rope = take(shape.rope_heads > 1 ? shape.rows * shape.rope * sizeof(float) : 0);
+    v = take(groups_of_32 * value_tiles * kTileBytes);
+    s = take(keys * kLaneRowBytes);
+    p = take(groups_of_32 * 2 * kTileBytes);
+    o = take(panels * value_tiles * 2 * kTileBytes);
+    rows = take(2 * keys * sizeof(KeyRow));
+    groups = take(keys / kGroupKeys * sizeof(KeyGroup));
+    runs = take(2 * keys * sizeof(Prefetcher::Run));
+    staged = take(keys * row.padded());
+    zeros = take(row.padded());
+  }
+
+ private:
+  size_t take(size_t size) {
+    const size_t begin = bytes;
+    bytes += (size + 63) / 64 * 64;
+    return begin;
+  }
+};
+
+class TileDecode {
+ public:
+  explicit TileDecode(const MlaDecodeUnit& unit)
+      : m(unit),
+        u(unit.base),
+        layout(unit.shape),
+        row_bytes(unit.shape),
+        padded_rows(round_up(u.count, kTileRows)),
+        panels((padded_rows + kTileLanes - 1) / kTileLanes),
+        keys_of_block(round_up(u.block_k, kUnitKeys)),
+        block_(unit, at<KeyGroup>(layout.groups), at<char>(layout.staged), at<char>(layout.zeros)),
+        prefetch_(at<Prefetcher::Run>(layout.runs)) {
+    __builtin_memset(at<char>(layout.zeros), 0, row_bytes.padded());
+  }
+
+  void begin() {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const auto row_of = [&](int64_t l) { return panel * kTileLanes + l; };
+      pack_query_tiles<1>([&](int64_t l) { return row_of(l) < padded_rows ? u.rows[row_of(l)].q : nullptr; }, m.shape.latent, queries(panel));
+      pack_rope(panel);
+      __builtin_memset(out(panel), 0, layout.value_tiles * 2 * kTileBytes);
+    }
+    for (int64_t r = 0; r < padded_rows; ++r) {
+      static_cast<float*>(u.state.max)[r] = static_cast<float>(u.rows[r].sink_max);
+      static_cast<float*>(u.state.sum)[r] = static_cast<float>(u.rows[r].sink_sum);
+    }
+  }
+
+  void attend() {
+    int turn = 0;
+    const auto rows_at = [&](int which) { return at<KeyRow>(layout.rows) + which * keys_of_block; };
+    const auto end_of = [&](int64_t begin) { return begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end; };
+    if (u.key_begin < u.key_end) find_keys(m, u.key_begin, end_of(u.key_begin), rows_at(0));
+    for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
+      const int64_t end = end_of(begin), after = end_of(end);
+      KeyRow* rows = rows_at(turn);
+      turn = 1 - turn;
+      if (end < u.key_end) find_keys(m, end, after, rows_at(turn));
+      prefetch_.plan(rows_at(turn), end < u.key_end ? after - end : 0, row_bytes, block_cost(end - begin));
+      block_.set(rows, end - begin);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        if (padded_rows - panel * kTileLanes >= kTileLanes) {
+          attend_panel<2>(panel, rows, begin, end);
+        } else {
+          attend_panel<1>(panel, rows, begin, end);
+        }
+      }
+    }
+  }
+
+  // O to the layout of the state, [column][row], columns in order.
+  void finish() const {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int n_count = padded_rows - panel * kTileLanes >= kTileLanes ? 2 : 1;
+      float* to = panel_state<float>(u, u.state, panel).out;
+      for (int64_t half = 0; half < layout.latent_chunks * 2; ++half) {
+        for (int n = 0; n < n_count; ++n) {
+          const float* tile = out(panel) + out_tile(half / 2, n, half % 2, n_count);
+          Vec<float> x[16];
+          for (int r = 0; r < 16; ++r) x[r] = load<Vec<float>>(tile + r * 16);
+          transpose<float>(x);
+          for (int w = 0; w < 16; ++w) {
+            const int64_t column = half / 2 * kTileStep + column_of(half % 2, w);
+            if (column < round_up(m.shape.latent, kChunk)) store(to + column * kTileLanes + n * 16, x[w]);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  const MlaDecodeUnit& m;
+  const Unit& u;
+  const TileScratch layout;
+  const RowBytes row_bytes;
+  const int64_t padded_rows, panels, keys_of_block;
+  KeyBlock block_;
+  Prefetcher prefetch_;
+  int64_t rope_count_[4096 / kTileLanes] = {};  // chunks of each panel
+
+  template <class T>
+  T* at(size_t offset) const {
+    return reinterpret_cast<T*>(m.scratch + offset);
+  }
+  char* queries(int64_t panel) const { return at<char>(layout.q) + panel * (layout.latent_chunks + layout.rope_chunks) * kStepBytes; }
+  RopeChunk* rope_chunks(int64_t panel) const { return at<RopeChunk>(layout.rope) + panel * layout.rope_chunks; }
+  float* rope_queries(int64_t panel) const { return at<float>(layout.q_rope) + panel * kTileLanes * m.shape.rope; }
+  float* out(int64_t panel) const { return at<float>(layout.o) + panel * layout.value_tiles * 2 * kTileBytes / 4; }
+  // [32 columns][16 rows of the panel][half]
+  static int64_t out_tile(int64_t block, int n, int64_t half, int n_count) { return ((block * n_count + n) * 2 + half) * kTileBytes / 4; }
+
+  void pack_rope(int64_t panel) {
+    RopeChunk* chunks = rope_chunks(panel);
+    char* to = queries(panel) + layout.latent_chunks * kStepBytes;
+    const auto rope_row = [&](int64_t l) { return panel * kTileLanes + l < padded_rows ? m.rope[panel * kTileLanes + l].q : nullptr; };
+    int64_t& count = rope_count_[panel];
+    count = 0;
+    if (m.shape.rope == 0) return;
+    if (m.shape.rope_heads == 1) {
+      for (; count < row_bytes.kpe_padded / kChunkBytes; ++count) chunks[count] = {count * kChunkBytes, true, true};
+      return pack_query_tiles<1>(rope_row, m.shape.rope, to);
+    }
+    for (int64_t first = 0; first < m.shape.rope * m.shape.rope_heads; first += kTileStep) {
+      uint16_t rows[kTileLanes][kTileStep] = {};
+      bool side[2] = {false, false};
+      for (int64_t l = 0; l < kTileLanes && rope_row(l); ++l) {
+        const int64_t begin = m.rope[panel * kTileLanes + l].head * m.shape.rope - first, end = begin + m.shape.rope;
+        const int64_t from = begin < 0 ? 0 : begin, until = end < kTileStep ? end : kTileStep;
+        if (from >= until) continue;
+        __builtin_memcpy(rows[l] + from, rope_row(l) + (from - begin) * 2, (until - from) * 2);
+        side[l / 16] = true;
+      }
+      if (!side[0] && !side[1]) continue;
+      pack_query_tiles<1>([&](int64_t l) { return reinterpret_cast<const char*>(rows[l]); }, kTileStep, to + count * kStepBytes);
+      chunks[count++] = {first * 2, side[0], side[1]};
+    }
+    for (int64_t l = 0; l < kTileLanes && rope_row(l); l += 16)
+      pack_rows<float>([&](int64_t i) { return rope_row(l + i); }, DType::bf16, m.shape.rope, rope_queries(panel) + l);
+  }
+
+  // In steps of two dots, about; interleaving a pair of rows takes as long as two.
+  static constexpr int64_t kPairCost = 2, kSoftmaxCost = 3;
+  int64_t block_cost(int64_t keys) const {
+    const int64_t steps = layout.latent_chunks + rope_count_[0], units = round_up(keys, kUnitKeys) / kUnitKeys, groups = round_up(keys, kTileStep) / kTileStep;
+    const int64_t halves = padded_rows / kTileRows;  // of panels
+    return units * kUnitKeys / 2 * kPairCost + halves * (units * steps * 2 + groups * (layout.value_tiles / 2 + kSoftmaxCost));
+  }
+
+  template <int N>
+  void attend_panel(int64_t panel, const KeyRow* rows, int64_t block_begin, int64_t block_end) {
+    const QueryRow* queries_of = u.rows + panel * kTileLanes;
+    const PanelKeys seen = panel_keys(queries_of, N * 16);
+    const int64_t end = seen.end < block_end ? seen.end : block_end, count = end - block_begin;  // every row sees from key 0 on
+    const int64_t block_units = round_up(block_end - block_begin, kUnitKeys) / kUnitKeys;
+    const int64_t units = count > 0 ? round_up(count, kUnitKeys) / kUnitKeys : 0;
+    for (int64_t unit = 0; unit < (panel == 0 ? block_units : units); ++unit) {
+      if (panel == 0) interleave(rows, unit);
+      if (unit < units) scores_of<N>(panel, unit, true);
+    }
+    if (count <= 0) return;
+    float* s = at<float>(layout.s);
+    if (m.shape.rope_heads > 1 && any_nan<N>(s, count)) {
+      for (int64_t unit = 0; unit < units; ++unit) scores_of<N>(panel, unit, false);
+      add_head_rope<float, N>(m, m.rope + panel * kTileLanes, rope_queries(panel), rows, count, s);
+    }
+    adjust_scores<float, N>(u, queries_of, block_begin, count, 0, seen.every_end >= end, s);
+    const PanelState<float> state = panel_state<float>(u, u.state, panel);
+    const float c = scores_are_natural(u) ? kLog2E<float> : static_cast<float>(u.softmax_scale * kLog2E<double>);
+    Vec<float> alpha[N];
+    softmax<float, N>(s, count, c, state.max, state.sum, alpha);
+    scale_out<N>(panel, alpha);
+    pack_probabilities<N>(s, count);
+    values_of<N>(panel, round_up(count, kTileStep) / kTileStep);
+  }
+
+  void interleave(const KeyRow* rows, int64_t unit) {
+    for (int64_t j = unit * kUnitKeys; j < (unit + 1) * kUnitKeys; j += 2) {
+      char* to = at<char>(layout.v) + j / kTileStep * layout.value_tiles * kTileBytes + j % kTileStep / 2 * kTileRowBytes;
+      interleave_rows(rows[j].ckv, rows[j + 1].ckv, row_bytes.ckv_padded, to);
+      prefetch_.advance(kPairCost);
+    }
+  }
+
+  // Scores of 64 keys.
+  template <int N>
+  inline __attribute__((always_inline)) void scores_of(int64_t panel, int64_t unit, bool with_rope) {
+    const auto between = [&]() __attribute__((always_inline)) { prefetch_.advance(1); };
+    const KeyGroup* groups = block_.groups() + unit * (kUnitKeys / kGroupKeys);
+    float* s = at<float>(layout.s) + unit * kUnitKeys * kTileLanes;
+    constexpr int kTileOfS = kTileRows * kTileLanes;
+    const RopeChunk* chunks = rope_chunks(panel);
+    const int64_t rope_count = with_rope ? rope_count_[panel] : 0;
+    if constexpr (N == 1) {
+      const char* q = queries(panel);
+      const char* a[4] = {groups[0].ckv, groups[1].ckv, groups[2].ckv, groups[3].ckv};
+      const int64_t stride[4] = {groups[0].ckv_stride, groups[1].ckv_stride, groups[2].ckv_stride, groups[3].ckv_stride};
+      zero_accumulators();
+      for (int64_t c = 0; c < layout.latent_chunks; ++c, q += kStepBytes) {
+        dots_4x1(a, stride, q, kLaneRowBytes, between);
+        for (const char*& p : a) p += kChunkBytes;
+      }
+      const int64_t rope_stride[4] = {groups[0].kpe_stride, groups[1].kpe_stride, groups[2].kpe_stride, groups[3].kpe_stride};
+      for (int64_t c = 0; c < rope_count; ++c, q += kStepBytes) {
+        for (int i = 0; i < 4; ++i) a[i] = groups[i].kpe + chunks[c].offset;
+        dots_4x1(a, rope_stride, q, kLaneRowBytes, between);
+      }
+      tile_store<0>(s, kLaneRowBytes);
+      tile_store<1>(s + kTileOfS, kLaneRowBytes);
+      tile_store<2>(s + 2 * kTileOfS, kLaneRowBytes);
+      tile_store<3>(s + 3 * kTileOfS, kLaneRowBytes);
+    } else {
+      for (int half = 0; half < 2; ++half, groups += 2, s += 2 * kTileOfS) {
+        const char* q = queries(panel);
+        zero_accumulators();
+        for (int64_t c = 0; c < layout.latent_chunks; ++c, q += kStepBytes)
+          dots_2x2<true, true>(groups[0].ckv + c * kChunkBytes, groups[0].ckv_stride, groups[1].ckv + c * kChunkBytes, groups[1].ckv_stride, q,
+                               q + kTileRowBytes, kLaneRowBytes, between);
+        for (int64_t c = 0; c < rope_count; ++c, q += kStepBytes) {
+          const char *a0 = groups[0].kpe + chunks[c].offset, *a1 = groups[1].kpe + chunks[c].offset;
+          if (!chunks[c].right) {
+            dots_2x2<true, false>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileRowBytes, kLaneRowBytes, between);
+          } else if (!chunks[c].left) {
+            dots_2x2<false, true>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileRowBytes, kLaneRowBytes, between);
+          } else {
+            dots_2x2<true, true>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileRowBytes, kLaneRowBytes, between);
+          }
+        }
+        tile_store<0>(s, kLaneRowBytes);
+        tile_store<1>(s + kTileRows, kLaneRowBytes);
+        tile_store<2>(s + kTileOfS, kLaneRowBytes);
+        tile_store<3>(s + kTileOfS + kTileRows, kLaneRowBytes);
+      }
+    }
+  }
+
+  template <int N>
+  static bool any_nan(const float* s, int64_t keys) {
+    uint32_t found = 0;
+    for (int64_t j = 0; j < keys; ++j) {
+      for (int n = 0; n < N; ++n) {
+        const Vec<float> x = load<Vec<float>>(s + j * kTileLanes + n * 16);
+        found |= lanes_of(x != x);
+      }
+    }
+    return found != 0;
+  }
+
+  // O's rows times alpha; most blocks change no maximum.
+  template <int N>
+  void scale_out(int64_t panel, const Vec<float> (&alpha)[N]) const {
+    for (int n = 0; n < N; ++n) {
+      const uint32_t changed = lanes_of(alpha[n] != 1.f);
+      for (int r = 0; r < 16; ++r) {
+        if (!(changed >> r & 1)) continue;
+        float* row = out(panel) + out_tile(0, n, 0, N) + r * 16;
+        for (int64_t i = 0; i < layout.value_tiles; ++i) {
+          float* x = row + out_tile(i / 2, 0, i % 2, N);
+          store(x, load<Vec<float>>(x) * alpha[n][r]);
+        }
+      }
+    }
+  }
+
+  // P^T [key][row] in float32 to tiles [32 keys][n][16 rows][32], zeros behind the last key.
+  template <int N>
+  void pack_probabilities(const float* s, int64_t count) {
+    for (int64_t first = 0; first < count; first += kTileStep) {
+      for (int n = 0; n < N; ++n) {
+        Vec<float> x[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+          const int64_t j = first + 2 * i;
+          const float* from = s + j * kTileLanes + n * 16;
+          x[i] = make_pairs(j < count ? load<Vec<float>>(from) : Vec<float>{}, j + 1 < count ? load<Vec<float>>(from + kTileLanes) : Vec<float>{});
+        }
+        transpose<float>(x);
+        char* to = at<char>(layout.p) + (first / kTileStep * N + n) * kTileBytes;
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; ++r) store(to + r * kTileRowBytes, x[r]);
+        prefetch_.advance(kSoftmaxCost);
+      }
+    }
+  }
+
+  // O += P V of `groups` times 32 keys, four tiles of O at a time.
+  template <int N>
+  void values_of(int64_t panel, int64_t groups) {
+    const auto between = [&]() __attribute__((always_inline)) { prefetch_.advance(1); };
+    const int64_t v_group = layout.value_tiles * kTileBytes;
+    constexpr int64_t kColumnTiles = 4 / N;
+    for (int64_t tile = 0; tile < layout.value_tiles; tile += kColumnTiles) {
+      char* o = reinterpret_cast<char*>(out(panel)) + tile * N * kTileBytes;
+      const char *v = at<char>(layout.v) + tile * kTileBytes, *p = at<char>(layout.p);
+      tile_load<0>(o);
+      tile_load<1>(o + kTileBytes);
+      tile_load<2>(o + 2 * kTileBytes);
+      tile_load<3>(o + 3 * kTileBytes);
+      for (int64_t g = 0; g < groups; ++g, v += v_group, p += N * kTileBytes) {
+        if constexpr (N == 1) {
+          dots_1x4(p, v, between);
+        } else {
+          dots_2x2<true, true>(p, kTileRowBytes, p + kTileBytes, kTileRowBytes, v, v + kTileBytes, kTileRowBytes, between);
+        }
+      }
+      tile_store<0>(o);
+      tile_store<1>(o + kTileBytes);
+      tile_store<2>(o + 2 * kTileBytes);
+      tile_store<3>(o + 3 * kTileBytes);
+    }
+  }
+};
+
+// 128 keys for a panel, 256 for more, whose O is loaded and stored once a block; rows that may have to be copied within 1 MB.
+inline int64_t tile_block_k(const MlaDecodeShape& shape) {
+  constexpr int64_t kFew = 128, kMany = 256, kStaged = 1 << 20;
+  const int64_t wanted = shape.rows <= kTileLanes ? kFew : kMany;
+  const int64_t fitting = kStaged / RowBytes(shape).padded() / kUnitKeys * kUnitKeys;
+  return fitting < kUnitKeys ? kUnitKeys : fitting < wanted ? fitting : wanted;
+}
+
+inline size_t tile_scratch_bytes(const MlaDecodeShape& shape) { return TileScratch(shape).bytes; }
+
+inline void attend_tiles(const MlaDecodeUnit& m, bool finish) {
+  {
+    const TileScope tiles;
+    TileDecode decode(m);
+    decode.begin();
+    decode.attend();
+    decode.finish();
+  }
+  if (finish) write_rows<float>(m.base, m.base.state);
+}
+
+extern const MlaDecodeIsa kMlaDecode;
+const MlaDecodeIsa kMlaDecode = {
+    kVectorBytes, static_cast<int>(kUnitKeys), tile_block_k, {tile_scratch_bytes, nullptr}, {attend_tiles, nullptr}, {join<float>, nullptr}};
+
+}  // namespace attile::ATTILE_ISA
