@@ -46,7 +46,9 @@ struct Params {
   int window_left, window_right;  // Band::kUnlimited: none
   bool bottom_right;
   const float* sinks;  // [heads_q], natural log of the sum of each head's sink terms; or null
+  TileRanges ranges;       // Kind::kSegments, kMask, kScores
   SegmentParams segments;  // Kind::kSegments, kScores
+  MaskBits mask;           // Kind::kMask
   // Kind::kBias, kScores; then scale_log2 = log2(e), the rest of the scale is in here
   ScoreParams scores;
 };
@@ -102,8 +104,8 @@ __device__ inline Work describe(const Params& p, PackedOrder& packed, int index)
   w.m = t.m, w.head = t.head, w.batch = t.batch;
   const TileRange keys = band<T>(p, w.seqlen_q, w.seqlen_k).template keys<T::kTileN>(t.m * T::kTileM, (t.m + 1) * T::kTileM);
   w.j_begin = T::kBand ? keys.begin : 0, w.j_end = keys.end;
-  if (T::kSegments && p.segments.q) {
-    const int4 tiles = p.segments.tiles[w.batch * p.order.m_tiles + w.m];
+  if (T::kRanges && p.ranges.tiles) {
+    const int4 tiles = p.ranges.tiles[int64_t(w.batch * p.ranges.batches + w.head * p.ranges.heads) * p.order.m_tiles + w.m];
     w.j_begin = max(w.j_begin, tiles.x), w.j_end = min(w.j_end, tiles.y);
     w.clean_begin = tiles.z, w.clean_end = tiles.w;
     if (w.j_begin >= w.j_end) w.j_begin = keys.end - 1, w.j_end = keys.end;  // none: any one tile, which masks itself
@@ -357,8 +359,16 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     return w;
   };
   auto first_row = [&](const Work& w) { return w.m * T::kTileM + me * 64; };
+  // Of the tile whose Q K^T has been issued.
+  uint32_t bias[T::kBias ? N / 16 : 1][4], bits[2][T::kMask ? N / 32 : 1];
+  const uint32_t* mask_rows[2];
   std::conditional_t<T::kScores, Scores<Element, N>, NoScores> scores(p.scores);
   auto begin_scores = [&](const Work& w) {
+    if constexpr (T::kMask)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        mask_rows[r] = p.mask.bits + w.batch * p.mask.batch + w.head * p.mask.head +
+                       int64_t(min(first_row(w) + row + 8 * r, w.seqlen_q - 1)) * p.mask.row;
     if constexpr (T::kScores) scores.begin(w.batch, w.head, first_row(w), row, w.seqlen_q, w.seqlen_k), scores.prefetch(w.j_end - 1);
   };
   auto mask = [&](float (&s)[N / 2], const Work& w, int j) {
@@ -372,9 +382,9 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     if (T::kKind == Kind::kSegments) r = {max(r.begin, w.clean_begin), min(r.end, w.clean_end)};
     return r;
   };
-  // The bias of the tile whose Q K^T has been issued; while that runs.
-  uint32_t bias[T::kBias ? N / 16 : 1][4];
-  auto load_bias = [&] {
+  // While Q K^T of key tile j runs.
+  auto load_bias = [&](int j) {
+    if constexpr (T::kMask) load_mask_bits<N>(bits, mask_rows, j);
     if constexpr (T::kBias) {
       bias_ring.wait_full();
       load_bias_tile<T::kTileM, T::kBiasColumns>(bias, at.bias() + bias_ring.stage * T::kBiasBytes, me * 64 + threadIdx.x % 128 / 32 * 16);
@@ -384,6 +394,8 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   // What happens to scores before the masks.
   auto change = [&](float (&s)[N / 2], const Work& w, int j) {
     if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale);
+    if constexpr (T::kMask)
+      if (j < w.clean_begin || j >= w.clean_end) apply_mask_bits<N>(s, bits);
     if constexpr (T::kScores) {
       scores.apply(s, j);
       if (p.segments.q && (j < w.clean_begin || j >= w.clean_end))
@@ -407,7 +419,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 
   // P of an output tile's first key tile; S has been issued.
   auto first_softmax = [&](float (&s)[N / 2], const Work& w) {
-    load_bias();
+    load_bias(w.j_end - 1);
     ptx::wgmma_wait<0>();
     ptx::pin(s);
     const int j = w.j_end - 1;
@@ -450,7 +462,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       v_ring.wait_full();
       issue_pv();
       if (T::kTune.pass == 0) turn.pass();
-      load_bias();
+      load_bias(j - 1);
       ptx::wgmma_wait<1>();
       ptx::pin(s);
       if (T::kTune.pass == 1) turn.pass();

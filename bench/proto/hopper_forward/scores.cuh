@@ -18,11 +18,55 @@ struct ScoreParams {
   int64_t mask_batch, mask_head, mask_row;
 };
 
+// Per query tile: key tiles x to y (exclusive) hold all that may be seen; each query sees all of z to w.
+struct TileRanges {
+  const int4* tiles;     // null, or [batch][head][query tile]
+  int batches, heads;    // steps; 0: shared
+};
+
 struct SegmentParams {
   const int *q, *k;   // null, or [batch][row]; attend iff equal and >= 0
-  // [batch][query tile]: key tiles x to y (exclusive) hold all that share an id's range; z to w: of one document, the queries' own
-  const int4* tiles;
 };
+
+struct MaskBits {
+  const uint32_t* bits;  // a bit a key; rows of whole 128s
+  int64_t batch, head, row;  // in words
+};
+
+// A row's bits of a key tile: those of this thread's columns, 8 i + 2 (thread % 4) and the next, come first in each 8.
+template <int N>
+__device__ __forceinline__ void load_mask_bits(uint32_t (&x)[2][N / 32], const uint32_t* const (&rows)[2], int j) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if constexpr (N % 128 == 0) {
+#pragma unroll
+      for (int i = 0; i < N / 128; ++i) {
+        const uint4 w = __ldg(reinterpret_cast<const uint4*>(rows[r] + j * (N / 32)) + i);
+        x[r][4 * i] = w.x, x[r][4 * i + 1] = w.y, x[r][4 * i + 2] = w.z, x[r][4 * i + 3] = w.w;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < N / 64; ++i) {
+        const uint2 w = __ldg(reinterpret_cast<const uint2*>(rows[r] + j * (N / 32)) + i);
+        x[r][2 * i] = w.x, x[r][2 * i + 1] = w.y;
+      }
+    }
+  }
+}
+template <int N, int kRegs>
+__device__ __forceinline__ void apply_mask_bits(float (&s)[kRegs], const uint32_t (&x)[2][N / 32]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int c = 0; c < N / 32; ++c) {
+      const uint32_t w = x[r][c] >> 2 * (threadIdx.x % 4);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (!(w >> (8 * i + e) & 1)) s[16 * c + 4 * i + 2 * r + e] = -INFINITY;
+    }
+}
 
 // Scores of keys of other documents become -inf. s: as SoftmaxState; row: this thread's first.
 template <int N, int kRegs>
@@ -132,7 +176,7 @@ struct NoScores {
 };
 
 #ifdef __CUDACC__
-// SegmentParams::tiles; a block a (query tile, batch), a few microseconds before the main kernel.
+// TileRanges of segment ids; a block a (query tile, batch), a few microseconds before the main kernel.
 __global__ inline void segment_tiles_kernel(const int* segments_q, const int* segments_k, int seqlen_q, int seqlen_k, int tile_m, int tile_n,
                                             int4* tiles) {
   __shared__ int low_q, high_q, begin, end, clean_begin, clean_end;
@@ -166,6 +210,56 @@ __global__ inline void segment_tiles_kernel(const int* segments_q, const int* se
       break;
     }
   }
+  __syncthreads();
+  if (threadIdx.x == 0) tiles[blockIdx.y * gridDim.x + blockIdx.x] = {begin, end, clean_begin, max(clean_begin, min(clean_end, end))};
+}
+
+// MaskBits of mask bytes [batches][heads][rows][keys], 16 keys a thread.
+__global__ inline void mask_bits_kernel(ScoreParams p, int heads, int rows, int seqlen_k, int row_words, uint32_t* bits, int64_t count) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const int pieces = row_words * 2, key = i % pieces * 16;
+  const int64_t line = i / pieces;
+  const uint8_t* from = p.mask + line / rows / heads * p.mask_batch + line / rows % heads * p.mask_head + line % rows * p.mask_row + key;
+  uint32_t x = 0;
+  if (key + 16 <= seqlen_k && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    const uint4 v = __ldg(reinterpret_cast<const uint4*>(from));
+    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x |= ((__vcmpne4(w[k], 0) & 0x01010101u) * 0x10204080u >> 28) << 4 * k;
+  } else {
+    for (int k = 0; k < 16 && key + k < seqlen_k; ++k) x |= uint32_t(from[k] != 0) << k;
+  }
+  reinterpret_cast<uint16_t*>(bits)[i] = uint16_t(x);
+}
+
+// TileRanges of a mask; a block a (query tile, batch and head).
+__global__ inline void mask_tiles_kernel(const uint32_t* bits, int rows, int row_words, int tile_m, int tile_n, int count, int4* tiles) {
+  __shared__ int begin, end, clean_begin, clean_end;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, words = tile_n / 32;
+  const int first = rows == 1 ? 0 : blockIdx.x * tile_m, last = min(rows, first + tile_m);
+  const uint32_t* from = bits + int64_t(blockIdx.y) * rows * row_words;
+  if (threadIdx.x == 0) begin = clean_begin = clean_end = count, end = 0;
+  __syncthreads();
+  auto look = [&](int j) {  // x: some bit, y: all bits
+    uint32_t some = 0, all = ~0u;
+    for (int i = lane; i < (last - first) * words; i += 32) {
+      const uint32_t w = from[int64_t(first + i / words) * row_words + j * words + i % words];
+      some |= w, all &= w;
+    }
+    return int2{__reduce_or_sync(~0u, some) != 0, __reduce_and_sync(~0u, all) == ~0u};
+  };
+  for (int j = warp; j < count; j += warps) {
+    const int2 x = look(j);
+    if (lane == 0 && x.x) atomicMin(&begin, j), atomicMax(&end, j + 1);
+    if (lane == 0 && x.y) atomicMin(&clean_begin, j);
+  }
+  __syncthreads();
+  for (int j = clean_begin + 1 + warp; j < end; j += warps)
+    if (!look(j).y) {
+      if (lane == 0) atomicMin(&clean_end, j);
+      break;
+    }
   __syncthreads();
   if (threadIdx.x == 0) tiles[blockIdx.y * gridDim.x + blockIdx.x] = {begin, end, clean_begin, max(clean_begin, min(clean_end, end))};
 }

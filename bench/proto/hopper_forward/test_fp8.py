@@ -41,7 +41,9 @@ def plain(q, k, v, causal, rounded):
     if rounded:
         p = p.to(FP8).float()
     out = torch.einsum("bhqk,bkhd->bqhd", p, v) / total.clamp_min(1e-30).transpose(1, 2)[..., None]
-    return (out.bfloat16().float() if rounded else out), lse
+    # e4m3 products are added with 13 bits below the largest: what that may do to a score
+    slack = torch.einsum("bqhd,bkhd->bhqk", q.abs(), k.abs()).max().item() * q.shape[-1] ** -0.5 * 2.0 ** -13
+    return (out.bfloat16().float() if rounded else out), lse, slack
 
 
 def check(kernel):
@@ -66,15 +68,15 @@ def check(kernel):
                 lse = torch.full((b, h, sq), float("nan"), device="cuda")
                 kernel(q, k, v, causal, out, lse, options=options(kernel, b, hk, sq, sk, scales))
                 torch.cuda.synchronize()
-                want, want_lse = plain(*full, causal, False)
-                allowed = 2 * relative(plain(*full, causal, True)[0], want)
+                want, want_lse, slack = plain(*full, causal, False)
+                allowed = max(2 * relative(plain(*full, causal, True)[0], want), 2.0 ** -8)  # 2^-8: out's own rounding, where P is exact
                 err = relative(out, want)
                 seen = want_lse > -torch.inf
                 lse_err = (lse - want_lse)[seen].abs().max().item() if seen.any() else 0.0
-                good = err <= allowed and lse_err < 2e-3 and bool((lse[~seen] == -torch.inf).all())
+                good = err <= allowed and lse_err < 2e-3 + slack and bool((lse[~seen] == -torch.inf).all())
                 count, wrong, worst = count + 1, wrong + (not good), max(worst, err / allowed * 2)
                 if not good:
-                    print(f"  {kernel.name} WRONG {case} {kind} causal={causal}: out {err:.2e} of {allowed:.2e}, lse {lse_err:.2e}")
+                    print(f"  {kernel.name} WRONG {case} {kind} causal={causal}: out {err:.2e} of {allowed:.2e}, lse {lse_err:.2e} of {2e-3 + slack:.2e}")
     for causal in kernel.modes:
         q, k, v = (x.to(FP8) for x in test.inputs((2, 16, 4, 1999, 2100), d, "staircase", dv))
         runs = []

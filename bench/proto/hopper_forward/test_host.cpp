@@ -18,6 +18,12 @@ using std::min;
 struct int2 {
   int x, y;
 };
+struct uint2 {
+  uint32_t x, y;
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
 struct int4 {
   int x, y, z, w;
 };
@@ -185,7 +191,7 @@ void check_scores() {
     const int64_t strides[3] = {int64_t(heads) * sq * even, int64_t(sq) * even, even};
     if (bias) p.bias = bias_data.data(), p.bias_batch = strides[0], p.bias_head = strides[1], p.bias_row = strides[2];
     if (mask) p.mask = mask_data.data(), p.mask_batch = strides[0], p.mask_head = strides[1], p.mask_row = strides[2];
-    const SegmentParams ids{ids_q.data(), ids_k.data(), nullptr};
+    const SegmentParams ids{ids_q.data(), ids_k.data()};
     for (int b = 0; b < batches; ++b)
       for (int h = 0; h < heads; ++h)
         for (int first_row = 0; first_row < (sq + 127) / 128 * 128; first_row += 64)

@@ -70,6 +70,12 @@ def pack_options(o, b, sq, sk, lib):
         lib.hopper_forward_workspace.restype = ctypes.c_size_t
         keep.append(torch.empty(lib.hopper_forward_workspace(b, 1, sq, sk), dtype=torch.uint8, device="cuda"))
         r.workspace = keep[-1].data_ptr()
+    if "mask" in o and "segments" not in o:
+        m = o["mask"]
+        size = lib.hopper_forward_mask_workspace
+        size.restype = ctypes.c_size_t
+        keep.append(torch.empty(size(m.shape[0], m.shape[1], m.shape[2], sq, sk), dtype=torch.uint8, device="cuda"))
+        r.workspace = keep[-1].data_ptr()
     if "cu" in o:
         r.cu_seqlens_q, r.cu_seqlens_k = (x.data_ptr() for x in o["cu"])
         r.sequences = len(o["cu"][0]) - 1
@@ -107,6 +113,13 @@ def option_sets(b, h, sq, sk, dtype):
     sparse = (rand(1, 1, sq, even) > 1).to(torch.uint8)[..., :sk]
     sparse[:, :, ::7] = 0  # rows without keys
     yield "mask empty rows", {"mask": sparse}
+    blocks = torch.zeros(b, h, sq, even, dtype=torch.uint8, device="cuda")  # whole tiles unseen, whole tiles seen
+    blocks[..., sk // 3:] = 1
+    blocks[:, : h // 2, : sq // 2, : sk // 5] = 3
+    blocks[..., sq // 2 :, sk // 2 : sk // 2 + 3] = 0
+    yield "mask of blocks", {"mask": blocks[..., :sk]}
+    yield "mask of keys, causal", {"mask": (rand(b, 1, 1, even) > -1).to(torch.uint8)[..., :sk], "causal": True}
+    yield "mask and bias", {"mask": (rand(1, h, sq, even) > 0).to(torch.uint8)[..., :sk], "bias": rand(1, 1, sq, even).to(dtype)[..., :sk]}
     cuts = lambda n: torch.bucketize(torch.arange(n, device="cuda"), torch.tensor([n // 5, n // 2, n * 3 // 4], device="cuda"),  # noqa
                                      right=True).int().expand(b, n).contiguous()
     yield "segments", {"segments": (cuts(sq), cuts(sk))}

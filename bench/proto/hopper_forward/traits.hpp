@@ -34,8 +34,9 @@ struct Tuning {
 
 // What a kernel is compiled for; all else is a run-time field.
 // kFull, kCausal (bottom right): sequences of one length. kBand: also packed sequences, windows of either alignment, sinks.
-// kSegments: also segment ids. kBias: also a bias that TMA can read. kScores: also soft cap, any bias, mask and segment ids.
-enum class Kind { kFull, kCausal, kBand, kSegments, kBias, kScores };
+// kSegments: also segment ids. kMask: also a mask. kBias: also a bias that TMA can read. kScores: also soft cap, any bias, mask and
+// segment ids.
+enum class Kind { kFull, kCausal, kBand, kSegments, kMask, kBias, kScores };
 
 // Element: __nv_bfloat16, __half, or __nv_fp8_e4m3 (kFull and kCausal; out bf16). D: a multiple of 16, Dv: of 32; tiles are padded to
 // column blocks of 128 bytes. The fp8 products want V transposed, [Dv][keys] (transpose.cuh), and a tile of 128 keys, or a multiple.
@@ -49,7 +50,8 @@ struct Traits {
   static constexpr Kind kKind = kKind_;
   static constexpr bool kCausal = kKind != Kind::kFull;  // some row may see no key of a tile
   static constexpr bool kBand = kKind >= Kind::kBand, kScores = kKind == Kind::kScores, kBias = kKind == Kind::kBias;
-  static constexpr bool kSegments = kKind == Kind::kSegments || kScores;
+  static constexpr bool kSegments = kKind == Kind::kSegments || kScores, kMask = kKind == Kind::kMask, kRanges = kSegments || kMask;
+  static_assert(!kMask || kTuning.tile_n % 64 == 0);
   static constexpr Tuning kTune = kTuning;
   static constexpr int kBlocksV = kFp8 ? kTune.tile_n / 128 : (Dv + 63) / 64, kVBlockBytes = (kFp8 ? Dv : kTune.tile_n) * 128;
   static_assert(!kFp8 || (kTune.tile_n % 128 == 0 && kKind_ <= Kind::kCausal && kTune.cluster == 1));
@@ -77,7 +79,7 @@ struct Work {
   int j_begin, j_end;      // key tiles, walked from the last to the first; at least one. No work: j_end = 0
   int seqlen_q, seqlen_k;  // of this sequence
   int row0_q, row0_k;      // of its first query and key in a packed array
-  int clean_begin, clean_end;  // kSegments: key tiles of one document, which is that of all these queries
+  int clean_begin, clean_end;  // kRanges: key tiles that all these queries see: of their document, or without a zero in the mask
 };
 
 template <class T>

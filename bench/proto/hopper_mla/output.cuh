@@ -97,11 +97,14 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
     const int row0 = warp * 16 + lane / 4;
     uint32_t n = 0;   // ring entries so far
-    if (warp == 1 && lane == 0) {
-        walk_start<T>(sm.walk[half], seg, m_block);
+    auto walk_to = [&](int from, int to) {
+        if (warp == 1 && lane == 0) {
 #pragma unroll 1
-        for (int i = 0; i < kAhead; ++i) walk_step<T>(sm.walk[half], sm.entries[half][i], seg, m_block);
-    }
+            for (int i = from; i < to; ++i) walk_step<T>(sm.walk[half], sm.entries[half][i], seg, m_block);
+        }
+    };
+    if (warp == 1 && lane == 0) walk_start<T>(sm.walk[half], seg, m_block);
+    walk_to(0, T::kLatentStages);
     named_sync(2 + half, 128);
     auto fill = [&](bool queries) {   // the ring's first entries
         if (warp != 0) return;
@@ -121,6 +124,9 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     named_sync(2 + half, 128);
     TRACE_TIME(p, 1 + half, 3);
     fill(false);
+    walk_to(T::kLatentStages, kAhead);   // these wait for nothing but the first block's barriers
+    if (warp == 1) cp_async_wait();
+    __syncwarp();
     // entry n's piece is used up (release): refill what it held
     auto refill = [&](int piece) {
         if (warp == 0) {

@@ -1,4 +1,5 @@
-"""Where the cycles go: stamps of a -DTRACE build. usage: trace.py LIB.so"""
+"""Where the cycles go: stamps of a -DTRACE build. usage: trace.py LIB.so [NAME]"""
+import re
 import sys
 
 import torch
@@ -11,19 +12,24 @@ dev, bf = "cuda", torch.bfloat16
 flush = torch.empty(256 << 20, dtype=torch.uint8, device=dev)
 
 
-def show(name, b, h, sq, s, head=False, blocks=range(8, 16)):
+def show(name, b, h, sq, s, head=False, blocks=range(8, 16), L=512, R=64):
+    if len(sys.argv) > 2 and not re.search(sys.argv[2], name):
+        return
     n = s // 64
-    q = torch.randn(b, sq, h, 528 if head else 576, device=dev, dtype=bf)
-    ckv = torch.randn(b * n, 64, 512, device=dev, dtype=bf)
-    kpe = torch.randn(b * n, 64, *((h, 16) if head else (64,)), device=dev, dtype=bf)
+    q = torch.randn(b, sq, h, L + (16 if head else R), device=dev, dtype=bf)
+    if head:
+        ckv, kpe = torch.randn(b * n, 64, L, device=dev, dtype=bf), torch.randn(b * n, 64, h, 16, device=dev, dtype=bf)
+    else:
+        kv = torch.randn(b * n, 64, L + R, device=dev, dtype=bf)
+        ckv, kpe = kv[..., :L], kv[..., L:]
     table = torch.arange(b * n, device=dev, dtype=torch.int32).view(b, n)
     lens = torch.full((b,), s, device=dev, dtype=torch.int32)
-    st = dec.plan(q[..., :512], lens, table, 64, head)
+    st = dec.plan(q[..., :L], lens, table, 64, head)
     ctas = st["parts"] * -(-h * sq // 64)
     tr = torch.zeros(ctas, ROLES, BLOCKS, POINTS, dtype=torch.int64, device=dev)
     for _ in range(3):
         flush.zero_()
-        dec.run(st, q[..., :512], q[..., 512:], ckv, kpe, 192 ** -0.5, sq > 1, trace=tr)
+        dec.run(st, q[..., :L], q[..., L:], ckv, kpe, 192 ** -0.5, sq > 1, trace=tr)
     torch.cuda.synchronize()
     t = tr.cpu()
     start, work, end = t[:, :, 0, 13], t[:, 1:, 0, 14], t[:, 1:, 0, 15]
@@ -50,3 +56,4 @@ show("H64 q1 s1024", 128, 64, 1, 1024, blocks=range(8, 14))
 show("H16 q1 s4096", 128, 16, 1, 4096)
 show("head rope B8 s2048", 8, 32, 1, 2048, True, range(1, 8))
 show("head rope B64 s4096", 64, 32, 1, 4096, True)
+show("L256 R32 H24", 64, 24, 1, 4096, L=256, R=32)

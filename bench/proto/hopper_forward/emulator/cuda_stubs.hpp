@@ -39,6 +39,9 @@ struct __half {
 struct int2 {
   int x, y;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct int4 {
   int x, y, z, w;
 };

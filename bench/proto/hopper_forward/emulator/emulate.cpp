@@ -59,6 +59,7 @@ struct Case {
   float softcap = 0;
   bool bias = false, mask = false, segments = false, cliffs = false;
   int document = 70;
+  bool blocks = false;
 };
 
 template <class T>
@@ -95,7 +96,10 @@ void check(const Case& c) {
   if (c.bias) bias = make(sq, heads, even);
   if (c.mask) {
     mask.resize(size_t(batch) * heads * sq * even);
-    for (auto& x : mask) x = bits() % 2;
+    for (size_t i = 0; i < mask.size(); ++i) {
+      const int key = i % even, query = i / even / heads % sq;  // some whole tiles unseen, some seen, else by chance
+      mask[i] = c.blocks && key / 150 % 3 == 0 ? 0 : c.blocks && key / 150 % 3 == 1 && query < sq / 2 ? 5 : ::bits() % 2;
+    }
   }
   for (int b = 0; b < batch; ++b) {
     for (int i = 0; i < sq; ++i) ids_q[b * sq + i] = i / c.document;
@@ -169,8 +173,38 @@ void check(const Case& c) {
           if (!open) t.w = t.z;
           tiles.push_back(t);
         }
-      p.segments.q = ids_q.data(), p.segments.k = ids_k.data(), p.segments.tiles = tiles.data();
+      p.segments.q = ids_q.data(), p.segments.k = ids_k.data(), p.ranges = {tiles.data(), 1, 0};
     }
+  }
+  std::vector<uint32_t> bits;
+  const int words = (sk + 127) / 128 * 4;
+  if constexpr (T::kMask) {
+    bits.assign(size_t(batch) * heads * sq * words + 4, 0);
+    auto* const aligned = bits.data() + (4 - reinterpret_cast<uintptr_t>(bits.data()) / 4 % 4) % 4;
+    auto seen = [&](int b, int h, int i, int j) { return mask[((size_t(b) * sq + i) * heads + h) * even + j] != 0; };
+    for (int b = 0; b < batch; ++b)
+      for (int h = 0; h < heads; ++h)
+        for (int i = 0; i < sq; ++i)
+          for (int j = 0; j < sk; ++j) aligned[((size_t(b) * heads + h) * sq + i) * words + j / 32] |= uint32_t(seen(b, h, i, j)) << j % 32;
+    const int count_k = (sk + T::kTileN - 1) / T::kTileN;
+    for (int b = 0; b < batch; ++b)
+      for (int h = 0; h < heads; ++h)
+        for (int m = 0; m < m_tiles; ++m) {
+          int4 t{count_k, 0, count_k, count_k};
+          bool open = false;
+          for (int j = 0; j < count_k; ++j) {
+            bool some = false, all = (j + 1) * T::kTileN <= sk;
+            for (int i = m * T::kTileM; i < min(sq, (m + 1) * T::kTileM); ++i)
+              for (int k = j * T::kTileN; k < min(sk, (j + 1) * T::kTileN); ++k) some |= seen(b, h, i, k), all &= seen(b, h, i, k);
+            if (some) t.x = min(t.x, j), t.y = j + 1;
+            if (all && t.z == count_k) t.z = j, open = true;
+            if (!all && open) t.w = min(t.w, j);
+          }
+          if (!open) t.w = t.z;
+          tiles.push_back(t);
+        }
+    p.mask = {aligned, int64_t(heads) * sq * words, int64_t(sq) * words, words};
+    p.ranges = {tiles.data(), heads, 1};
   }
   run<T>(p, min(p.order.count(), 3));
   must(counter == 0, "the counter returns to zero");
@@ -224,7 +258,7 @@ void check(const Case& c) {
 }
 
 template <Kind kKind, Length kLength = Length::kMiddle>
-using Kernel = Traits<ELEMENT, HEAD_DIM, HEAD_DIM_V, kKind, kKind == Kind::kScores ? scored_tuning() : kKind == Kind::kBias ? bias_tuning() : edited(kKind != Kind::kFull, kLength)>;
+using Kernel = Traits<ELEMENT, HEAD_DIM, HEAD_DIM_V, kKind, kKind == Kind::kScores ? scored_tuning() : kKind == Kind::kBias ? bias_tuning() : kKind == Kind::kMask ? mask_tuning() : edited(kKind != Kind::kFull, kLength)>;
 
 int main() {
   using Full = Kernel<Kind::kFull>;
@@ -233,6 +267,7 @@ int main() {
   using Scored = Kernel<Kind::kScores>;
   using Segmented = Kernel<Kind::kSegments>;
   using Biased = Kernel<Kind::kBias>;
+  using Masked = Kernel<Kind::kMask>;
   check<Full>({.name = "full", .batch = 2, .group = 2, .sq = 150, .sk = 700});
   check<Full>({.name = "full, one key", .sq = 300, .sk = 1});
   check<Full>({.name = "full, cliffs", .heads = 1, .sq = 70, .sk = 900, .cliffs = true});
@@ -262,5 +297,8 @@ int main() {
   check<Biased>({.name = "only bias", .batch = 2, .group = 2, .sq = 300, .sk = 520, .bias = true});
   check<Biased>({.name = "only bias, causal", .batch = 3, .sq = 333, .sk = 447, .causal = true, .bias = true});
   check<Biased>({.name = "only bias, window, sinks", .sq = 300, .sk = 700, .top_left = true, .sinks = true, .left = 150, .right = 40, .bias = true});
+  check<Masked>({.name = "only mask", .batch = 2, .sq = 300, .sk = 421, .mask = true});
+  check<Masked>({.name = "only mask, blocks", .sq = 500, .sk = 1100, .mask = true, .blocks = true});
+  check<Masked>({.name = "only mask, blocks, causal", .sq = 600, .sk = 900, .causal = true, .mask = true, .blocks = true});
   std::printf("all right\n");
 }
