@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import problems
 import report
 import rivals
+import rivals_mla
 import rivals_onnx
 import rivals_vllm
 import roofline
@@ -44,6 +45,11 @@ RIVALS = {
     "sglang": rivals_vllm.sglang,
     "onnxruntime": rivals_onnx.onnxruntime,
     "numpy": rivals.numpy_plain,
+    "torch-sdpa": rivals_mla.torch_sdpa,
+    "torch-matmul": rivals_mla.torch_matmul,
+    "vllm-mla": rivals_mla.vllm,
+    "sglang-mla": rivals_mla.sglang,
+    "torch-decompress": rivals_mla.torch_decompress,
 }
 PAUSE = 0.01  # seconds: OpenMP's threads spin for a while after a call
 
@@ -94,7 +100,7 @@ def run_case(problem, args, peaks, share):
     plan = problem.explain(sets)
     judges = list(problem.judges(sets))
     mine = problem.attile(sets)
-    problems.check(problem, sets, mine.to_numpy(mine.calls[0]()), judges)
+    problems.check(problem, mine.to_numpy(mine.calls[0]()), judges)
     contenders, refused = {"attile": mine.calls}, {}
     for name in problem.rivals:
         if name in args.without:

@@ -45,9 +45,10 @@ class Problem:
     def config(self):
         return attile.FlashAttentionConfig(kernel=self.kernel) if self.kernel else None
 
-    def count(self, nbytes):
-        """Sets of arrays of `nbytes` such that none is in a cache when its turn comes."""
-        return -(-COLD_CACHES * roofline.last_cache_bytes() // nbytes) + 1 if self.cold else 1
+    def sets_of(self, first, nbytes):
+        """`first` and copies of it, such that none is in a cache when its turn comes."""
+        count = -(-COLD_CACHES * roofline.last_cache_bytes() // nbytes) + 1 if self.cold else 1
+        return [first, *({name: x.copy() if isinstance(x, np.ndarray) else x for name, x in first.items()} for _ in range(1, count))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,7 @@ class Attention(Problem):
 
     def arrays(self):
         """Keyword arguments of as many calls as there are sets; the same numbers in each."""
-        first = self.case.numpy_arrays(np.random.default_rng(0))
-        more = ({name: x.copy() if isinstance(x, np.ndarray) else x for name, x in first.items()} for _ in range(1, self.count(self.bytes())))
-        return [first, *more]
+        return self.sets_of(self.case.numpy_arrays(np.random.default_rng(0)), self.bytes())
 
     def explain(self, sets):
         return attile.explain(attile.flash_attention, **sets[0], cfg=self.config)
@@ -82,7 +81,7 @@ class Attention(Problem):
         return Contender([lambda call=call: attile.flash_attention(**call, cfg=config, out=out) for call in sets])
 
     def judges(self, sets):
-        """(rows, Judge) for rows at the start, in the middle and at the end."""
+        """(index, Judge of out[index]) for rows at the start, in the middle and at the end."""
         return row_judges(sets[0])
 
 
@@ -100,7 +99,7 @@ def row_judges(call):
             part |= {"key": call["key"][:, keys], "value": call["value"][:, keys], "causal_alignment": "bottom_right"}
         if "bias" in call:
             part["bias"] = call["bias"][..., rows, keys]
-        yield rows, tolerance.Judge(part)
+        yield np.s_[:, rows], tolerance.Judge(part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,18 +148,18 @@ class Cached(Problem):
         return row_judges(plain | {"causal": True, "causal_alignment": "bottom_right"})
 
 
-def check(problem, sets, out, judges):
+def check(problem, out, judges):
     """Raise AssertionError unless our own answer is right."""
     assert out.dtype == numpy_dtype(problem.dtype), f"{problem.id}: expected dtype {problem.dtype}, got {out.dtype}"
-    for rows, judge in judges:
-        judge.check(out[:, rows])
+    for index, judge in judges:
+        judge.check(out[index])
 
 
 def wrong(out, dtype, judges):
     """What is wrong with a rival's answer, or None."""
     limit = 8 * tolerance.epsilon(numpy_dtype(dtype)) + 1e-4
-    for rows, judge in judges:
-        got, expected = np.asarray(out[:, rows], np.float64), judge.out.astype(np.float64)
+    for index, judge in judges:
+        got, expected = np.asarray(out[index], np.float64), judge.out.astype(np.float64)
         if got.shape != expected.shape:
             return f"shape {got.shape}, expected {expected.shape}"
         error = np.abs(got - expected).max()

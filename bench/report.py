@@ -32,7 +32,7 @@ def machine_line(machine):
 
 # ---------------------------------------------------------------- the table
 
-WIDTH = 34
+WIDTH = 40
 
 
 def head(suite):

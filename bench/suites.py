@@ -3,7 +3,10 @@
 import dataclasses
 
 from cases import Case
+from mla_attention_cases import MlaAttentionCase
+from mla_cases import MlaCase
 from problems import Attention, Cached
+from problems_mla import LatentAttention, LatentDecode, WrapperRun
 
 import attile
 
@@ -57,10 +60,43 @@ def decode_suite():
             yield Cached(id=f"{name}-h32/8-d128-s8192-paged64", case=long, page_size=64, rivals=("vllm",), **cold)
 
 
+def mla_suite():
+    """Latent attention: DeepSeek's decode and prefill, MHA2MLA's decode with a rope key for each head; caches come from memory."""
+    for dtype, name in (("bfloat16", "bf16"), ("float32", "fp32")):
+        deepseek = MlaCase(id="", batch=1, seqlen_k=8192, heads=16, latent=512, rope=64, dtype=dtype)
+        many = variant(deepseek, heads=128)
+        few = {"cold": True, "bound": "bytes" if dtype == "bfloat16" else "flops"}
+        rivals = ("torch-sdpa", "torch-matmul", "vllm-mla", "sglang-mla")
+        yield LatentDecode(id=f"{name}-decode-h16-576/512-s8192", case=deepseek, rivals=rivals, **few)
+        yield LatentDecode(id=f"{name}-decode-h128-576/512-s8192", case=many, rivals=rivals, cold=True)
+        yield LatentDecode(id=f"{name}-decode-h16-576/512-s8192-t2", case=deepseek, rivals=rivals[:1], threads=2, **few)
+        yield LatentDecode(id=f"{name}-decode-h128-576/512-s8192-t2", case=many, rivals=rivals[1:2], threads=2, cold=True)
+        mha2mla = MlaCase(id="", batch=8, seqlen_k=2048, heads=32, latent=512, rope=16, head_rope=True, dtype=dtype)
+        yield LatentDecode(id=f"{name}-decode-h32-512+16perhead-b8-s2048", case=mha2mla, rivals=("torch-matmul",), **few)
+        prefill = MlaAttentionCase(
+            id="",
+            batch=1,
+            seqlen_q=2048,
+            seqlen_k=2048,
+            heads_q=16,
+            heads_k=16,
+            rank=512,
+            nope=128,
+            rope_dim=64,
+            head_dim_v=128,
+            dtype=dtype,
+            options=CAUSAL,
+        )
+        yield LatentAttention(id=f"{name}-attention-h16-l512-192/128-s2048", case=prefill, rivals=("torch-decompress",))
+        if dtype == "bfloat16":
+            yield LatentAttention(id=f"{name}-attention-h16-l512-192/128-s2048-t2", case=prefill, rivals=("torch-decompress",), threads=2)
+
+
 def overhead_suite():
     """Almost nothing to compute: the price of a call."""
     tiny = variant(SQUARE, seqlen_q=1, seqlen_k=1, heads_q=1, heads_k=1, head_dim=64, head_dim_v=64)
     yield Attention(id="fp32-1x1x1x64", case=tiny, rivals=("torch", "numpy"))
+    yield WrapperRun(id="fp32-mla-wrapper-run", case=MlaCase(id="", batch=1, seqlen_k=1, heads=1, latent=8, rope=8))
 
 
-SUITES = {"forward": forward_suite, "decode": decode_suite, "overhead": overhead_suite}
+SUITES = {"forward": forward_suite, "decode": decode_suite, "mla": mla_suite, "overhead": overhead_suite}
