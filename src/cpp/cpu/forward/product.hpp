@@ -19,7 +19,7 @@ struct ProductBlock {
   Vec<T> c[M][N];
 
   inline __attribute__((always_inline)) ProductBlock() {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) c[m][n] = Vec<T>{};
@@ -30,7 +30,7 @@ struct ProductBlock {
     Vec<T> row[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) row[n] = load<Vec<T>>(b + n * kLanes<T>);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < M; ++m) {
       const Vec<T> x = broadcast<T>(a[m * RowStride]);
 #pragma GCC unroll 4

@@ -1,20 +1,22 @@
 // MLA decoding of one unit by vectors: lanes are rows, tokens times heads, so that one tile of the cache serves all of them.
 //
-//   for tiles of block_k keys:  copy [ckv, kpe] to scratch, once as keys and once as values
+//   for tiles of block_k keys:  copy [ckv, kpe] to scratch; values are its first L columns
 //     for panels of rows:  S^T = K Q^T  (+ rope keys of the heads);  adjust;  P^T = softmax;  O^T = alpha O^T + V^T P^T
 //
-// The products, the adjustments and the softmax are those of forward/. Q^T is [L, R] as one matrix, L padded with zeros to whole chunks.
+// The adjustments and the softmax are those of forward/. Q^T is [L, R] as one matrix, L padded with zeros to whole chunks. Pairs of bfloat16
+// lie along the sum, which is dims for scores and keys for values, so that values are a second copy there.
 // Where each head has its own rope key, lanes meet different keys: a vector of them is transposed in registers for each key, R
 // multiply-adds a key and vector beside the L + L of the products.
 // Cost: rows keys (2 L + R) multiply-adds; each byte of the cache is read once.
 #pragma once
 
 #include "cpu/forward/pack.hpp"
-#include "cpu/forward/product.hpp"
 #include "cpu/forward/scores.hpp"
 #include "cpu/forward/softmax.hpp"
 #include "cpu/forward/state.hpp"
 #include "cpu/mla_decode/head_rope.hpp"
+#include "cpu/mla_decode/prefetch.hpp"
+#include "cpu/mla_decode/products.hpp"
 
 namespace attile::ATTILE_ISA {
 
@@ -25,7 +27,7 @@ template <class T>
 struct DecodeScratch {
   int64_t latent_dim, packed_dim;  // of Q^T and K: the latent with its padding, and with the rope part
   int64_t k_rows, v_row;
-  size_t q, q_rope, k, v, scores, keys, bytes;  // offsets
+  size_t q, q_rope, k, v, scores, keys, runs, bytes;  // offsets
 
   explicit DecodeScratch(const MlaDecodeShape& s) {
     const bool shared = s.rope_heads == 1;
@@ -37,9 +39,10 @@ struct DecodeScratch {
     q = take(s.rows * packed_dim * sizeof(T));
     q_rope = take(shared ? 0 : s.rows * s.rope * sizeof(T));
     k = take(round_up(packed_dim, kChunk) * k_rows * sizeof(T));
-    v = take(s.block_k * v_row * sizeof(T));
+    v = take(kBf16Pairs ? s.block_k / 2 * v_row * sizeof(T) : 0);
     scores = take(round_up(s.block_k, kBlockStep) * kPanel<T> * sizeof(T));
-    keys = take(s.block_k * sizeof(KeyRow));
+    keys = take(2 * s.block_k * sizeof(KeyRow));
+    runs = take(2 * s.block_k * sizeof(Prefetcher::Run));
   }
 
  private:
@@ -93,25 +96,22 @@ inline void pack_decode_tile(const MlaDecodeUnit& m, const DecodeScratch<T>& lay
   if (m.shape.rope > 0 && m.shape.rope_heads == 1)
     pack_keys<T>([&](int64_t j) { return tile.keys[j].kpe; }, pair_dtype(u), keys, padded, m.shape.rope / kPair, layout.k_rows,
                  tile.k + layout.latent_dim * layout.k_rows);
-  if constexpr (kBf16Pairs) {
-    pack_value_pairs(latent_at, keys, m.shape.latent, layout.v_row, tile.v);
-  } else {
-    pack_values<T>(latent_at, u.dtype, keys, m.shape.latent, layout.v_row, tile.v);
-  }
+  if constexpr (kBf16Pairs) pack_value_pairs(latent_at, keys, m.shape.latent, layout.v_row, tile.v);
 }
 
 template <class T, int N>
 inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t panel, int64_t tile_begin,
-                         int64_t tile_end) {
+                         int64_t tile_end, Prefetcher& prefetch) {
   const Unit& u = m.base;
+  const auto between = [&](int64_t cost) __attribute__((always_inline)) { prefetch.advance(cost); };
   const QueryRow* rows = u.rows + panel * kPanel<T>;
   const PanelKeys seen = panel_keys(rows, N * kLanes<T>);
   const int64_t end = seen.end < tile_end ? seen.end : tile_end, count = end - tile_begin;  // every row sees from key 0 on
   if (count <= 0) return;
   const bool full = seen.every_end >= end;
 
-  scores_product<T, N>(tile.k, layout.k_rows * kChunk, round_up(count, kBlockStep), tile.q + panel * kPanel<T> * layout.packed_dim,
-                       layout.packed_dim, tile.scores);
+  decode_scores<T, N>(tile.k, layout.k_rows * kChunk, round_up(count, kBlockStep), tile.q + panel * kPanel<T> * layout.packed_dim,
+                      layout.packed_dim, tile.scores, between);
   if (m.shape.rope_heads > 1)
     add_head_rope<T, N>(m, m.rope + panel * kPanel<T>, tile.q_rope + panel * kPanel<T> * m.shape.rope, tile.keys, count, tile.scores);
   adjust_scores<T, N>(u, rows, tile_begin, count, 0, full, tile.scores);
@@ -120,8 +120,13 @@ inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout,
   const T c = scores_are_natural(u) ? kLog2E<T> : static_cast<T>(u.softmax_scale * kLog2E<double>);
   Vec<T> alpha[N];
   softmax<T, N>(tile.scores, count, c, state.max, state.sum, alpha);
-  if constexpr (kBf16Pairs) pair_probabilities<T, N>(tile.scores, count);
-  values_product<T, N>(tile.v, layout.v_row, round_up(m.shape.latent, kBlockStep), tile.scores, (count + kPair - 1) / kPair, alpha, state.out);
+  const int64_t chunks = round_up(m.shape.latent, kChunk) / kChunk;
+  if constexpr (kBf16Pairs) {
+    pair_probabilities<T, N>(tile.scores, count);
+    decode_values<T, N>(tile.v, kChunk, layout.v_row, chunks, tile.scores, (count + 1) / 2, alpha, state.out, between);
+  } else {
+    decode_values<T, N>(tile.k, layout.k_rows * kChunk, kChunk, chunks, tile.scores, count, alpha, state.out, between);
+  }
 }
 
 template <class T>
@@ -131,10 +136,10 @@ size_t decode_scratch_bytes(const MlaDecodeShape& shape) {
 
 // A tile of keys and values within a fifth of L2.
 inline int64_t decode_block_k(const MlaDecodeShape& shape) {
-  constexpr int64_t kLargest = 144, kStep = 48, kBytes = 208 << 10;
-  int64_t keys = kLargest;
-  while (keys > kStep && keys * (2 * shape.latent + shape.rope) * (shape.dtype == DType::f64 ? 8 : 4) > kBytes) keys -= kStep;
-  return keys;
+  constexpr int64_t kLargest = 144, kStep = 24, kBytes = 232 << 10;
+  const int64_t row = (shape.latent + shape.rope) * (shape.dtype == DType::f64 ? 8 : 4);
+  const int64_t fitting = kBytes / row / kStep * kStep;
+  return fitting < kStep ? kStep : fitting < kLargest ? fitting : kLargest;
 }
 
 template <class T>
@@ -147,15 +152,24 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
   // Columns of padding between the latent and the rope part: read by the product, never written.
   if (m.shape.latent / kPair % kChunk != 0) __builtin_memset(tile.k, 0, layout.latent_dim * layout.k_rows * sizeof(T));
   begin_state<T>(u, padded_rows);
+  Prefetcher prefetch(reinterpret_cast<Prefetcher::Run*>(m.scratch + layout.runs));
+  const int64_t size = static_cast<int64_t>(size_of(u.dtype)), rope_bytes = m.shape.rope * m.shape.rope_heads * size;
+  const auto end_of = [&](int64_t begin) { return begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end; };
+  KeyRow* next = tile.keys + u.block_k;
+  if (u.key_begin < u.key_end) find_keys(m, u.key_begin, end_of(u.key_begin), next);
   for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
-    const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
-    find_keys(m, begin, end, tile.keys);
+    const int64_t end = end_of(begin), after = end_of(end);
+    __builtin_memcpy(tile.keys, next, (end - begin) * sizeof(KeyRow));
+    if (end < u.key_end) find_keys(m, end, after, next);
     pack_decode_tile<T>(m, layout, tile, end - begin);
+    // In vector multiply-adds.
+    const int64_t cost = padded_rows / kLanes<T> * (end - begin) * (layout.packed_dim + m.shape.latent / kPair);
+    prefetch.plan(next, end < u.key_end ? after - end : 0, m.shape.latent * size, rope_bytes, cost);
     for (int64_t panel = 0; panel < panels; ++panel) {
       if (padded_rows - panel * kPanel<T> >= kPanel<T>) {
-        decode_panel<T, kPanelVectors>(m, layout, tile, panel, begin, end);
+        decode_panel<T, kPanelVectors>(m, layout, tile, panel, begin, end, prefetch);
       } else {
-        decode_panel<T, 1>(m, layout, tile, panel, begin, end);
+        decode_panel<T, 1>(m, layout, tile, panel, begin, end, prefetch);
       }
     }
   }

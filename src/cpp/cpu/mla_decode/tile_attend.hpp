@@ -102,7 +102,7 @@ class TileDecode {
       KeyRow* rows = rows_at(turn);
       turn = 1 - turn;
       if (end < u.key_end) find_keys(m, end, after, rows_at(turn));
-      prefetch_.plan(rows_at(turn), end < u.key_end ? after - end : 0, row_bytes, block_cost(end - begin));
+      prefetch_.plan(rows_at(turn), end < u.key_end ? after - end : 0, row_bytes.ckv, row_bytes.kpe, block_cost(end - begin));
       block_.set(rows, end - begin);
       for (int64_t panel = 0; panel < panels; ++panel) {
         if (padded_rows - panel * kTileLanes >= kTileLanes) {

@@ -1,11 +1,11 @@
 // A block of keys for tiles: groups of 16 rows, each an A operand as it lies in the cache. Rows that do not lie at one stride (small
 // pages), or that are no whole number of chunks of 32 dims, are copied to scratch, padded with zeros; keys beyond the last are one row
-// of zeros at stride 0. Beside it, the list of lines that the next block will need.
+// of zeros at stride 0.
 #pragma once
 
 #include "cpu/amx/tiles.hpp"
 #include "cpu/forward/panel.hpp"
-#include "cpu/mla_decode/keys.hpp"
+#include "cpu/mla_decode/prefetch.hpp"
 
 namespace attile::ATTILE_ISA {
 
@@ -24,60 +24,6 @@ struct RowBytes {
   explicit RowBytes(const MlaDecodeShape& s)
       : ckv(s.latent * 2), kpe(s.rope * s.rope_heads * 2), ckv_padded(round_up(ckv, kChunkBytes)), kpe_padded(round_up(kpe, kChunkBytes)) {}
   int64_t padded() const { return ckv_padded + kpe_padded; }
-};
-
-// Asks for the lines of a list of byte ranges, some at a time, at an even pace.
-class Prefetcher {
- public:
-  struct Run {
-    const char *begin, *end;
-  };
-
-  explicit Prefetcher(Run* runs) : runs_(runs), at_(nullptr), end_(nullptr), next_(runs), last_(runs), credit_(0), pace_(0) {}
-
-  // The rows of a block, neighbours joined; `cost` is what advance() will be told in sum until the block is needed.
-  void plan(const KeyRow* rows, int64_t count, const RowBytes& bytes, int64_t cost) {
-    next_ = last_ = runs_;
-    at_ = end_ = nullptr;
-    int64_t lines = 0;
-    const bool joined = count > 0 && rows[0].kpe == rows[0].ckv + bytes.ckv;
-    for (int64_t j = 0; j < count; ++j) lines += add(rows[j].ckv, joined ? bytes.ckv + bytes.kpe : bytes.ckv);
-    for (int64_t j = 0; !joined && bytes.kpe > 0 && j < count; ++j) lines += add(rows[j].kpe, bytes.kpe);
-    credit_ = 0;
-    pace_ = cost > 0 ? (lines << kFraction) / cost + 1 : 0;
-  }
-
-  inline __attribute__((always_inline)) void advance(int64_t cost) {
-    credit_ += cost * pace_;
-    for (; credit_ >= (int64_t{1} << kFraction); credit_ -= int64_t{1} << kFraction) {
-      if (at_ >= end_) {
-        if (next_ == last_) {
-          pace_ = credit_ = 0;
-          return;
-        }
-        at_ = next_->begin;
-        end_ = next_++->end;
-      }
-      __builtin_prefetch(at_, 0, 2);
-      at_ += 64;
-    }
-  }
-
- private:
-  static constexpr int kFraction = 10;
-  Run* runs_;
-  const char *at_, *end_;
-  Run *next_, *last_;
-  int64_t credit_, pace_;
-
-  int64_t add(const char* begin, int64_t bytes) {
-    if (last_ != runs_ && last_[-1].end == begin) {
-      last_[-1].end += bytes;
-    } else {
-      *last_++ = {begin, begin + bytes};
-    }
-    return (bytes + 63) / 64;
-  }
 };
 
 // Sets the groups of keys [begin, end), whose rows are at rows[0, end - begin); rows of padded keys become zeros.
