@@ -192,7 +192,8 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
 #pragma unroll
                 for (int k = 0; k < T::kN / 16; ++k) {
                     const uint64_t b = vd + k * 128 + i * T::kPieceBoxes * (T::kBoxBytes >> 4);
-                    if constexpr (T::kOutN == 128) wgmma_ss_t_n128(E{}, out.o[i], pd + k * 2, b, accumulate | k);
+                    if constexpr (T::kOutN == 256) wgmma_ss_t_n256(E{}, out.o[i], pd + k * 2, b, accumulate | k);
+                    else if constexpr (T::kOutN == 128) wgmma_ss_t_n128(E{}, out.o[i], pd + k * 2, b, accumulate | k);
                     else wgmma_ss_t_n64(E{}, out.o[i], pd + k * 2, b, accumulate | k);
                 }
                 wgmma_commit();

@@ -14,6 +14,9 @@
 #ifndef PUBLISH_AT
 #define PUBLISH_AT -1
 #endif
+#ifndef WHOLE
+#define WHOLE 0
+#endif
 constexpr int kPublishAt = PUBLISH_AT;   // P(n) is published when S(n+1) has issued so many of its k-steps; -1: before it begins
 
 template <class T>
@@ -111,12 +114,22 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                 if constexpr (T::kN == 64) wgmma_ss_n64(E{}, s, a, b, 1);
                 else wgmma_ss_n32(E{}, s, a, b, 1);
             };
+            constexpr bool kWhole = WHOLE && !T::kHeadRope;
+            if constexpr (kWhole) {
+#pragma unroll
+                for (int i = 0; i < T::kOutPieces * 2; ++i) sm.pipe.wait_latent(n, i & 1, i / 2);
+                sm.pipe.wait_rope(n);
+                __syncwarp();
+                wgmma_fence();
+            }
 #pragma unroll
             for (int i = 0; i < T::kOutPieces * 2; ++i) {   // pieces as they come: left's first, right's first, left's second ...
                 const int half = i & 1, piece = i / 2;
-                sm.pipe.wait_latent(n, half, piece);
-                __syncwarp();
-                wgmma_fence();
+                if constexpr (!kWhole) {
+                    sm.pipe.wait_latent(n, half, piece);
+                    __syncwarp();
+                    wgmma_fence();
+                }
 #pragma unroll
                 for (int k = 0; k < T::kPieceBoxes * 4; ++k) {
                     const int at = (half * T::kHalfBoxes + piece * T::kPieceBoxes) * 4 + k;
@@ -125,10 +138,12 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg,
                     else mma_smem(at - T::kRegTiles * 4, kd + box(at));
                 }
             }
-            wgmma_commit();
-            sm.pipe.wait_rope(n);
-            __syncwarp();
-            wgmma_fence();
+            if constexpr (!kWhole) {
+                wgmma_commit();
+                sm.pipe.wait_rope(n);
+                __syncwarp();
+                wgmma_fence();
+            }
             if constexpr (T::kHeadRope) {
                 // block-diagonal rope: k-step h holds head h's 16 columns. A loop: unrolled, all fragments would live at once.
                 const int head0 = r0 % p.heads, head1 = r1 % p.heads;
