@@ -98,6 +98,7 @@ class TileAttention {
         int64_t steps = ahead ? group_of(*ahead, ahead_group).steps * chunks : 0;
         if (before) steps += (end_block - first_block) * before->steps;
         const int64_t pairs = steps > 0 ? (group.steps * kStepPairs + steps - 1) / steps : 0;
+        if (ahead && u.bias_dtype != DType::none) prefetch_bias(*ahead, tile_begin + group_of(*ahead, ahead_group).first);
         const auto between = [&]() __attribute__((always_inline)) { softmax.advance(pairs); };
         if (ahead) scores_of<kDegree>(*ahead, ahead_group, scores(1 - turn), between);
         for (int64_t b = first_block; b < end_block; ++b) values_of(*before, b, probabilities(1 - side), between);
@@ -127,9 +128,10 @@ class TileAttention {
         const Vec<float> below = fma(top, c, Vec<float>{} - base), sink_below = sink - base;
         const Vec<float> difference = below > sink_below ? below : sink_below, largest = below > sink_below ? top * c : sink;
         const auto exact = (base != ceil(base)) | outgrown(base) | (base == -kInfinity<float>);
-        alpha[n] = exact ? broadcast<float>(1) : exp2<float>(Vec<float>{} - difference);
+        const Vec<float> sum = load<Vec<float>>(sum_of(panel) + n * 16);
+        alpha[n] = (exact ? broadcast<float>(1) : exp2<float>(Vec<float>{} - difference)) + (sum - sum);  // a NaN is only in the sum
         store(max_of(panel) + n * 16, exact ? base : largest);
-        store(sum_of(panel) + n * 16, load<Vec<float>>(sum_of(panel) + n * 16) * alpha[n]);
+        store(sum_of(panel) + n * 16, sum * alpha[n]);
       }
       scale_lanes(out(panel), columns, alpha);
     }
@@ -177,6 +179,14 @@ class TileAttention {
       visits[count++] = {panel, first, keys, (keys + kTileStep - 1) / kTileStep, (keys + kGroup - 1) / kGroup};
     }
     return count;
+  }
+
+  // The lines of a group's bias, which lie a row of it apart.
+  void prefetch_bias(const Visit& visit, int64_t key) const {
+    const QueryRow* from = rows(visit.panel);
+    const int64_t bytes = u.bias_stride * kGroup;
+    for (int l = 0; l < kTileLanes; ++l)
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from[l].bias + key * u.bias_stride + i, 0, 2);
   }
 
   static Group group_of(const Visit& visit, int64_t g) {
