@@ -1,6 +1,6 @@
 // MLA decoding of one unit by vectors: lanes are rows, tokens times heads, so that one tile of the cache serves all of them.
 //
-//   for tiles of block_k keys:  copy [ckv, kpe] to scratch; values are its first L columns
+//   for tiles of block_k keys:  copy [ckv, kpe] to scratch, unless it can be used as it lies; values are its first L columns
 //     for panels of rows:  S^T = K Q^T  (+ rope keys of the heads);  adjust;  P^T = softmax;  O^T = alpha O^T + V^T P^T
 //
 // The adjustments and the softmax are those of forward/. Q^T is [L, R] as one matrix, L padded with zeros to whole chunks. Pairs of bfloat16
@@ -99,9 +99,23 @@ inline void pack_decode_tile(const MlaDecodeUnit& m, const DecodeScratch<T>& lay
   if constexpr (kBf16Pairs) pack_value_pairs(latent_at, keys, m.shape.latent, layout.v_row, tile.v);
 }
 
+// Whether a tile can be used as it lies: the accumulator's type, whole chunks, one stride, and no keys to be padded.
+template <class T>
+inline bool find_spaced(const MlaDecodeUnit& m, const KeyRow* rows, int64_t keys, SpacedKeys<T>& k) {
+  const bool shared = m.shape.rope_heads == 1;
+  if (kBf16Pairs || size_of(m.base.dtype) != sizeof(T) || m.shape.latent % kChunk != 0 || keys % kBlockStep != 0) return false;
+  const int64_t ckv = rows[1].ckv - rows[0].ckv, kpe = rows[1].kpe - rows[0].kpe, size = sizeof(T);
+  bool even = (ckv % size == 0) & (kpe % size == 0);
+  for (int64_t j = 1; j < keys; ++j) even &= (rows[j].ckv - rows[j - 1].ckv == ckv) & (rows[j].kpe - rows[j - 1].kpe == kpe);
+  const auto aligned = [](const char* p) { return reinterpret_cast<uintptr_t>(p) % alignof(T) == 0; };
+  if (!even || !aligned(rows[0].ckv) || !aligned(rows[0].kpe)) return false;
+  k = {reinterpret_cast<const T*>(rows[0].ckv), reinterpret_cast<const T*>(rows[0].kpe), ckv / size, kpe / size, m.shape.latent, shared ? m.shape.rope : 0};
+  return true;
+}
+
 template <class T, int N>
 inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t panel, int64_t tile_begin,
-                         int64_t tile_end, Prefetcher& prefetch) {
+                         int64_t tile_end, const SpacedKeys<T>* spaced, Prefetcher& prefetch) {
   const Unit& u = m.base;
   const auto between = [&](int64_t cost) __attribute__((always_inline)) { prefetch.advance(cost); };
   const QueryRow* rows = u.rows + panel * kPanel<T>;
@@ -110,8 +124,12 @@ inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout,
   if (count <= 0) return;
   const bool full = seen.every_end >= end;
 
-  decode_scores<T, N>(tile.k, layout.k_rows * kChunk, round_up(count, kBlockStep), tile.q + panel * kPanel<T> * layout.packed_dim,
-                      layout.packed_dim, tile.scores, between);
+  const T* q = tile.q + panel * kPanel<T> * layout.packed_dim;
+  if (spaced) {
+    decode_spaced_scores<T, N>(*spaced, round_up(count, kBlockStep), q, tile.scores, between);
+  } else {
+    decode_scores<T, N>(tile.k, layout.k_rows * kChunk, round_up(count, kBlockStep), q, layout.packed_dim, tile.scores, between);
+  }
   if (m.shape.rope_heads > 1)
     add_head_rope<T, N>(m, m.rope + panel * kPanel<T>, tile.q_rope + panel * kPanel<T> * m.shape.rope, tile.keys, count, tile.scores);
   adjust_scores<T, N>(u, rows, tile_begin, count, 0, full, tile.scores);
@@ -124,6 +142,8 @@ inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout,
   if constexpr (kBf16Pairs) {
     pair_probabilities<T, N>(tile.scores, count);
     decode_values<T, N>(tile.v, kChunk, layout.v_row, chunks, tile.scores, (count + 1) / 2, alpha, state.out, between);
+  } else if (spaced) {
+    decode_values<T, N>(spaced->ckv, kChunk, spaced->ckv_stride, chunks, tile.scores, count, alpha, state.out, between);
   } else {
     decode_values<T, N>(tile.k, layout.k_rows * kChunk, kChunk, chunks, tile.scores, count, alpha, state.out, between);
   }
@@ -161,15 +181,17 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
     const int64_t end = end_of(begin), after = end_of(end);
     __builtin_memcpy(tile.keys, next, (end - begin) * sizeof(KeyRow));
     if (end < u.key_end) find_keys(m, end, after, next);
-    pack_decode_tile<T>(m, layout, tile, end - begin);
+    SpacedKeys<T> keys;
+    const SpacedKeys<T>* spaced = find_spaced<T>(m, tile.keys, end - begin, keys) ? &keys : nullptr;
+    if (!spaced) pack_decode_tile<T>(m, layout, tile, end - begin);
     // In vector multiply-adds.
     const int64_t cost = padded_rows / kLanes<T> * (end - begin) * (layout.packed_dim + m.shape.latent / kPair);
     prefetch.plan(next, end < u.key_end ? after - end : 0, m.shape.latent * size, rope_bytes, cost);
     for (int64_t panel = 0; panel < panels; ++panel) {
       if (padded_rows - panel * kPanel<T> >= kPanel<T>) {
-        decode_panel<T, kPanelVectors>(m, layout, tile, panel, begin, end, prefetch);
+        decode_panel<T, kPanelVectors>(m, layout, tile, panel, begin, end, spaced, prefetch);
       } else {
-        decode_panel<T, 1>(m, layout, tile, panel, begin, end, prefetch);
+        decode_panel<T, 1>(m, layout, tile, panel, begin, end, spaced, prefetch);
       }
     }
   }

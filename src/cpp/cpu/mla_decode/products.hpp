@@ -5,6 +5,7 @@
 //
 // K and V lie in chunks of 16 columns, a row of a chunk being one cache line. Blocks of values divide a chunk, so that V may be K itself.
 // With one vector of rows, a block is twice as tall: 25 loads for 24 multiply-adds in scores with AVX-512, 17 for 16 in values.
+// A cache that already has the accumulator's type and lies at one stride is not copied: 24 rows are eight pointers and a stride.
 // `between` is called with the multiply-adds done since, every 16 steps: memory can be asked for at an even pace.
 #pragma once
 
@@ -46,6 +47,72 @@ inline void decode_scores(const T* k, int64_t chunk_stride, int64_t keys, const 
     s += M * kPanel<T>;
   }
   if constexpr (M > kBlockStep) decode_scores<T, N, M - kBlockStep>(k, chunk_stride, keys, q, dims, s, between);
+}
+
+// Columns of M rows that lie `stride` elements apart, beginning at multiples of three rows.
+template <class T, int M>
+struct SpacedRows {
+  static_assert(M % 2 == 0);
+  static constexpr int kBases = (M + 2) / 3;
+  const T* base[kBases];
+  int64_t stride;
+
+  inline __attribute__((always_inline)) SpacedRows(const T* first, int64_t rows_apart) : stride(rows_apart) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kBases; ++i) base[i] = first + 3 * i * rows_apart;
+  }
+  inline __attribute__((always_inline)) T at(int m, int d) const { return base[m / 3][m % 3 * stride + d]; }
+  inline __attribute__((always_inline)) void advance(int64_t d) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kBases; ++i) base[i] += d;
+  }
+};
+
+template <class T, int M, int N, class Between>
+inline __attribute__((always_inline)) void spaced_columns(ProductBlock<T, M, N>& block, SpacedRows<T, M> rows, const T* q, int64_t dims, Between between) {
+  constexpr int kStep = 8;
+  for (int64_t d = 0; d < dims; d += kStep) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kStep; ++i) {
+      Vec<T> lanes[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) lanes[n] = load<Vec<T>>(q + i * kPanel<T> + n * kLanes<T>);
+#pragma GCC unroll 32
+      for (int m = 0; m < M; ++m) {
+        const Vec<T> x = broadcast<T>(rows.at(m, i));
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) block.c[m][n] = fma(x, lanes[n], block.c[m][n]);
+      }
+    }
+    rows.advance(kStep);
+    q += kStep * kPanel<T>;
+    between(kStep * M * N);
+  }
+}
+
+// Scores of keys as they lie in the cache: rows of `latent` columns and of `rope` columns, both multiples of 8.
+template <class T>
+struct SpacedKeys {
+  const T *ckv, *kpe;
+  int64_t ckv_stride, kpe_stride;  // elements
+  int64_t latent, rope;
+};
+
+template <class T, int N, int M = kScoreRows<N>, class Between>
+inline void decode_spaced_scores(SpacedKeys<T> k, int64_t keys, const T* q, T* s, Between between) {
+  for (; keys >= M; keys -= M) {
+    ProductBlock<T, M, N> block;
+    spaced_columns<T, M, N>(block, SpacedRows<T, M>(k.ckv, k.ckv_stride), q, k.latent, between);
+    if (k.rope > 0) spaced_columns<T, M, N>(block, SpacedRows<T, M>(k.kpe, k.kpe_stride), q + k.latent * kPanel<T>, k.rope, between);
+#pragma GCC unroll 32
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) store(s + m * kPanel<T> + n * kLanes<T>, block.c[m][n]);
+    k.ckv += M * k.ckv_stride;
+    k.kpe += M * k.kpe_stride;
+    s += M * kPanel<T>;
+  }
+  if constexpr (M > kBlockStep) decode_spaced_scores<T, N, M - kBlockStep>(k, keys, q, s, between);
 }
 
 // `chunks` of V, chunk_stride elements apart, their rows row_stride apart.

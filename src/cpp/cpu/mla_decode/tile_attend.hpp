@@ -1,8 +1,11 @@
 // MLA decoding of one unit on tiles, bfloat16. Rows are tokens times heads, in panels of 32.
 //
 //   for blocks of keys:
-//     interleave V;  for panels:  S^T = K Q^T;  adjust;  P^T = softmax;  P = transpose;  O = alpha O + P V
+//     for panels:              S^T = K Q^T;  adjust;  P^T = softmax;  P = transpose;  O = alpha O
+//     for 64 columns of V:     interleave;  for panels:  O += P V
 //
+// Interleaved columns stay in L1; with one panel, 32 keys of them are made while the dots of the 32 before run. The maximum that P is
+// relative to follows the scores only when they have outgrown it by 2^8, so that O is nearly never rescaled.
 // K is never copied: its rows are the A operand. Where each head has its own rope key, [ckv, kpe of every head] is one long row of K, and
 // Q^T is zero where a row meets another head's key, so that only chunks of the panel's own heads are multiplied. A NaN in another
 // head's key would leak through such a zero: scores that are NaN are computed again, head by head.
@@ -28,6 +31,11 @@ struct RopeChunk {
   bool left, right;
 };
 
+inline constexpr int64_t kValueStep = 4;  // tiles of 16 columns that are interleaved at a time
+
+// How far, in base 2, scores may be above the maximum that P is relative to.
+inline constexpr float kLazy = 8;
+
 struct TileScratch {
   int64_t panels, latent_chunks, rope_chunks;  // the last two for one panel, at most
   int64_t value_tiles;                         // of 16 columns, a multiple of four
@@ -36,18 +44,18 @@ struct TileScratch {
   explicit TileScratch(const MlaDecodeShape& shape) : bytes(0) {
     const RowBytes row(shape);
     panels = shape.rows / kTileLanes;
-    latent_chunks = row.ckv_padded / kChunkBytes;
+    latent_chunks = round_up(row.ckv, kChunkBytes) / kChunkBytes;
     const int64_t own = kTileLanes * (shape.rope * 2 / kChunkBytes + 2);  // chunks of 32 heads, each cut at both ends
     const int64_t all = row.kpe_padded / kChunkBytes;
     rope_chunks = shape.rope_heads > 1 && own < all ? own : all;
-    value_tiles = round_up(row.ckv_padded / kChunkBytes, 2) * 2;
+    value_tiles = row.ckv_padded / kChunkBytes * 2;
     const int64_t keys = round_up(shape.block_k, kUnitKeys), groups_of_32 = keys / kTileStep;
     q = take(panels * (latent_chunks + rope_chunks) * kStepBytes);
     rope = take(panels * rope_chunks * sizeof(RopeChunk));
     q_rope = take(shape.rope_heads > 1 ? shape.rows * shape.rope * sizeof(float) : 0);
-    v = take(groups_of_32 * value_tiles * kTileBytes);
+    v = take((groups_of_32 < 2 ? 2 : groups_of_32) * kValueStep * kTileBytes);
     s = take(keys * kLaneRowBytes);
-    p = take(groups_of_32 * 2 * kTileBytes);
+    p = take(panels * groups_of_32 * 2 * kTileBytes);
     o = take(panels * value_tiles * 2 * kTileBytes);
     rows = take(2 * keys * sizeof(KeyRow));
     groups = take(keys / kGroupKeys * sizeof(KeyGroup));
@@ -105,11 +113,16 @@ class TileDecode {
       prefetch_.plan(rows_at(turn), end < u.key_end ? after - end : 0, row_bytes.ckv, row_bytes.kpe, block_cost(end - begin));
       block_.set(rows, end - begin);
       for (int64_t panel = 0; panel < panels; ++panel) {
-        if (padded_rows - panel * kTileLanes >= kTileLanes) {
-          attend_panel<2>(panel, rows, begin, end);
+        if (two_tiles(panel)) {
+          weigh<2>(panel, rows, begin, end);
         } else {
-          attend_panel<1>(panel, rows, begin, end);
+          weigh<1>(panel, rows, begin, end);
         }
+      }
+      if (padded_rows > kTileRows) {
+        values_of_panels(rows, end - begin);
+      } else {
+        values_of_tile(rows);
       }
     }
   }
@@ -117,7 +130,7 @@ class TileDecode {
   // O to the layout of the state, [column][row], columns in order.
   void finish() const {
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const int n_count = padded_rows - panel * kTileLanes >= kTileLanes ? 2 : 1;
+      const int n_count = two_tiles(panel) ? 2 : 1;
       float* to = panel_state<float>(u, u.state, panel).out;
       for (int64_t half = 0; half < layout.latent_chunks * 2; ++half) {
         for (int n = 0; n < n_count; ++n) {
@@ -142,15 +155,19 @@ class TileDecode {
   const int64_t padded_rows, panels, keys_of_block;
   KeyBlock block_;
   Prefetcher prefetch_;
-  int64_t rope_count_[4096 / kTileLanes] = {};  // chunks of each panel
+  static constexpr int64_t kMostPanels = 4096 / kTileLanes;
+  int64_t rope_count_[kMostPanels] = {};    // chunks of each panel
+  int64_t value_groups_[kMostPanels] = {};  // of 32 keys that the panel sees of this block
 
   template <class T>
   T* at(size_t offset) const {
     return reinterpret_cast<T*>(m.scratch + offset);
   }
+  bool two_tiles(int64_t panel) const { return padded_rows - panel * kTileLanes >= kTileLanes; }
   char* queries(int64_t panel) const { return at<char>(layout.q) + panel * (layout.latent_chunks + layout.rope_chunks) * kStepBytes; }
   RopeChunk* rope_chunks(int64_t panel) const { return at<RopeChunk>(layout.rope) + panel * layout.rope_chunks; }
   float* rope_queries(int64_t panel) const { return at<float>(layout.q_rope) + panel * kTileLanes * m.shape.rope; }
+  char* probabilities(int64_t panel) const { return at<char>(layout.p) + panel * (keys_of_block / kTileStep) * 2 * kTileBytes; }
   float* out(int64_t panel) const { return at<float>(layout.o) + panel * layout.value_tiles * 2 * kTileBytes / 4; }
   // [32 columns][16 rows of the panel][half]
   static int64_t out_tile(int64_t block, int n, int64_t half, int n_count) { return ((block * n_count + n) * 2 + half) * kTileBytes / 4; }
@@ -184,27 +201,26 @@ class TileDecode {
       pack_rows<float>([&](int64_t i) { return rope_row(l + i); }, DType::bf16, m.shape.rope, rope_queries(panel) + l);
   }
 
-  // In steps of two dots, about; interleaving a pair of rows takes as long as two.
-  static constexpr int64_t kPairCost = 2, kSoftmaxCost = 3;
+  // What prefetch_ will be told while a block is computed: steps of two dots, about.
+  static constexpr int64_t kSoftmaxCost = 3;
   int64_t block_cost(int64_t keys) const {
     const int64_t steps = layout.latent_chunks + rope_count_[0], units = round_up(keys, kUnitKeys) / kUnitKeys, groups = round_up(keys, kTileStep) / kTileStep;
     const int64_t halves = padded_rows / kTileRows;  // of panels
-    return units * kUnitKeys / 2 * kPairCost + halves * (units * steps * 2 + groups * (layout.value_tiles / 2 + kSoftmaxCost));
+    const int64_t values = halves > 1 ? halves * layout.value_tiles / 2 : 0;
+    return halves * (units * steps * 2 + groups * kSoftmaxCost) + groups * (layout.value_tiles + values);
   }
 
+  // P of a panel, and O ready for it.
   template <int N>
-  void attend_panel(int64_t panel, const KeyRow* rows, int64_t block_begin, int64_t block_end) {
+  void weigh(int64_t panel, const KeyRow* rows, int64_t block_begin, int64_t block_end) {
     const QueryRow* queries_of = u.rows + panel * kTileLanes;
     const PanelKeys seen = panel_keys(queries_of, N * 16);
     const int64_t end = seen.end < block_end ? seen.end : block_end, count = end - block_begin;  // every row sees from key 0 on
-    const int64_t block_units = round_up(block_end - block_begin, kUnitKeys) / kUnitKeys;
-    const int64_t units = count > 0 ? round_up(count, kUnitKeys) / kUnitKeys : 0;
-    for (int64_t unit = 0; unit < (panel == 0 ? block_units : units); ++unit) {
-      if (panel == 0) interleave(rows, unit);
-      if (unit < units) scores_of<N>(panel, unit, true);
-    }
+    value_groups_[panel] = count > 0 ? round_up(count, kTileStep) / kTileStep : 0;
     if (count <= 0) return;
     float* s = at<float>(layout.s);
+    const int64_t units = round_up(count, kUnitKeys) / kUnitKeys;
+    for (int64_t unit = 0; unit < units; ++unit) scores_of<N>(panel, unit, true);
     if (m.shape.rope_heads > 1 && any_nan<N>(s, count)) {
       for (int64_t unit = 0; unit < units; ++unit) scores_of<N>(panel, unit, false);
       add_head_rope<float, N>(m, m.rope + panel * kTileLanes, rope_queries(panel), rows, count, s);
@@ -212,19 +228,48 @@ class TileDecode {
     adjust_scores<float, N>(u, queries_of, block_begin, count, 0, seen.every_end >= end, s);
     const PanelState<float> state = panel_state<float>(u, u.state, panel);
     const float c = scores_are_natural(u) ? kLog2E<float> : static_cast<float>(u.softmax_scale * kLog2E<double>);
-    Vec<float> alpha[N];
-    softmax<float, N>(s, count, c, state.max, state.sum, alpha);
-    scale_out<N>(panel, alpha);
-    pack_probabilities<N>(s, count);
-    values_of<N>(panel, round_up(count, kTileStep) / kTileStep);
+    if (!lazy_softmax<N>(s, count, c, state.max, state.sum)) {
+      Vec<float> alpha[N];
+      softmax<float, N>(s, count, c, state.max, state.sum, alpha);
+      scale_out<N>(panel, alpha);
+    }
+    pack_probabilities<N>(panel, s, count);
   }
 
-  void interleave(const KeyRow* rows, int64_t unit) {
-    for (int64_t j = unit * kUnitKeys; j < (unit + 1) * kUnitKeys; j += 2) {
-      char* to = at<char>(layout.v) + j / kTileStep * layout.value_tiles * kTileBytes + j % kTileStep / 2 * kTileRowBytes;
-      interleave_rows(rows[j].ckv, rows[j + 1].ckv, row_bytes.ckv_padded, to);
-      prefetch_.advance(kPairCost);
+  // The softmax relative to the maximum as it is. False, and nothing done: scores have outgrown it.
+  template <int N>
+  static bool lazy_softmax(float* s, int64_t keys, float c, const float* max_of, float* sum_of) {
+    Vec<float> top[N], base[N], sum[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) top[n] = broadcast<float>(-kInfinity<float>);
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < keys; ++j) {
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) top[n] = max(load<Vec<float>>(s + j * kTileLanes + n * 16), top[n]);
     }
+    if (any_steep<float, N>(top, c)) return false;
+    uint32_t outgrown = 0;
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+      base[n] = load<Vec<float>>(max_of + n * 16);
+      outgrown |= lanes_of((top[n] * c > base[n] + kLazy) | (base[n] == -kInfinity<float>));
+      sum[n] = Vec<float>{};
+    }
+    if (outgrown) return false;
+    const Vec<float> factor = broadcast<float>(c);
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < keys; ++j) {
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) {
+        float* x = s + j * kTileLanes + n * 16;
+        const Vec<float> p = exp2<float>(fma(load<Vec<float>>(x), factor, Vec<float>{} - base[n]));
+        sum[n] += p;
+        store(x, p);
+      }
+    }
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) store(sum_of + n * 16, load<Vec<float>>(sum_of + n * 16) + sum[n]);
+    return true;
   }
 
   // Scores of 64 keys.
@@ -309,7 +354,7 @@ class TileDecode {
 
   // P^T [key][row] in float32 to tiles [32 keys][n][16 rows][32], zeros behind the last key.
   template <int N>
-  void pack_probabilities(const float* s, int64_t count) {
+  void pack_probabilities(int64_t panel, const float* s, int64_t count) {
     for (int64_t first = 0; first < count; first += kTileStep) {
       for (int n = 0; n < N; ++n) {
         Vec<float> x[16];
@@ -320,7 +365,7 @@ class TileDecode {
           x[i] = make_pairs(j < count ? load<Vec<float>>(from) : Vec<float>{}, j + 1 < count ? load<Vec<float>>(from + kTileLanes) : Vec<float>{});
         }
         transpose<float>(x);
-        char* to = at<char>(layout.p) + (first / kTileStep * N + n) * kTileBytes;
+        char* to = probabilities(panel) + (first / kTileStep * N + n) * kTileBytes;
 #pragma GCC unroll 16
         for (int r = 0; r < 16; ++r) store(to + r * kTileRowBytes, x[r]);
         prefetch_.advance(kSoftmaxCost);
@@ -328,30 +373,84 @@ class TileDecode {
     }
   }
 
-  // O += P V of `groups` times 32 keys, four tiles of O at a time.
-  template <int N>
-  void values_of(int64_t panel, int64_t groups) {
+  // Columns [16 tile, 16 tile + 64) of keys [32 group, 32 group + 32).
+  inline __attribute__((always_inline)) void interleave(const KeyRow* rows, int64_t tile, int64_t group, char* to) {
+    const KeyRow* row = rows + group * kTileStep;
+    const int64_t offset = tile * kChunkBytes / 2;
+#pragma GCC unroll 4
+    for (int i = 0; i < kTileRows; ++i) {
+      interleave_rows(row[2 * i].ckv + offset, row[2 * i + 1].ckv + offset, to + i * kTileRowBytes);
+      if (i % 4 == 3) prefetch_.advance(1);
+    }
+  }
+
+  static inline __attribute__((always_inline)) void load_out(const char* o) {
+    tile_load<0>(o);
+    tile_load<1>(o + kTileBytes);
+    tile_load<2>(o + 2 * kTileBytes);
+    tile_load<3>(o + 3 * kTileBytes);
+  }
+  static inline __attribute__((always_inline)) void store_out(char* o) {
+    tile_store<0>(o);
+    tile_store<1>(o + kTileBytes);
+    tile_store<2>(o + 2 * kTileBytes);
+    tile_store<3>(o + 3 * kTileBytes);
+  }
+
+  // O += P V of 16 rows: 32 keys of columns are interleaved while the dots before them run.
+  void values_of_tile(const KeyRow* rows) {
+    constexpr int64_t kBuffers = 2, kBufferBytes = kValueStep * kTileBytes;
+    const auto nothing = [] {};
+    const int64_t groups = value_groups_[0];
+    if (groups == 0) return;
+    char* v = at<char>(layout.v);
+    int64_t step = 0;
+    interleave(rows, 0, 0, v);
+    for (int64_t tile = 0; tile < layout.value_tiles; tile += kValueStep) {
+      char* o = reinterpret_cast<char*>(out(0)) + tile * kTileBytes;
+      load_out(o);
+      for (int64_t g = 0; g < groups; ++g, ++step) {
+        char* next = v + (step + 1) % kBuffers * kBufferBytes;
+        if (g + 1 < groups) {
+          interleave(rows, tile, g + 1, next);
+        } else if (tile + kValueStep < layout.value_tiles) {
+          interleave(rows, tile + kValueStep, 0, next);
+        }
+        dots_1x4(probabilities(0) + g * kTileBytes, v + step % kBuffers * kBufferBytes, nothing);
+      }
+      store_out(o);
+    }
+  }
+
+  // O += P V of many panels, which share the columns that are interleaved.
+  void values_of_panels(const KeyRow* rows, int64_t keys) {
     const auto between = [&]() __attribute__((always_inline)) { prefetch_.advance(1); };
-    const int64_t v_group = layout.value_tiles * kTileBytes;
-    constexpr int64_t kColumnTiles = 4 / N;
-    for (int64_t tile = 0; tile < layout.value_tiles; tile += kColumnTiles) {
-      char* o = reinterpret_cast<char*>(out(panel)) + tile * N * kTileBytes;
-      const char *v = at<char>(layout.v) + tile * kTileBytes, *p = at<char>(layout.p);
-      tile_load<0>(o);
-      tile_load<1>(o + kTileBytes);
-      tile_load<2>(o + 2 * kTileBytes);
-      tile_load<3>(o + 3 * kTileBytes);
-      for (int64_t g = 0; g < groups; ++g, v += v_group, p += N * kTileBytes) {
-        if constexpr (N == 1) {
-          dots_1x4(p, v, between);
-        } else {
-          dots_2x2<true, true>(p, kTileRowBytes, p + kTileBytes, kTileRowBytes, v, v + kTileBytes, kTileRowBytes, between);
+    const int64_t all_groups = round_up(keys, kTileStep) / kTileStep;
+    char* v = at<char>(layout.v);
+    constexpr int64_t kGroupBytes = kValueStep * kTileBytes;
+    for (int64_t tile = 0; tile < layout.value_tiles; tile += kValueStep) {
+      for (int64_t g = 0; g < all_groups; ++g) interleave(rows, tile, g, v + g * kGroupBytes);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t groups = value_groups_[panel];
+        if (groups == 0) continue;
+        const char* p = probabilities(panel);
+        if (!two_tiles(panel)) {
+          char* o = reinterpret_cast<char*>(out(panel)) + tile * kTileBytes;
+          load_out(o);
+          for (int64_t g = 0; g < groups; ++g) dots_1x4(p + g * kTileBytes, v + g * kGroupBytes, between);
+          store_out(o);
+          continue;
+        }
+        for (int half = 0; half < 2; ++half) {
+          char* o = reinterpret_cast<char*>(out(panel)) + (tile + half * 2) * 2 * kTileBytes;
+          load_out(o);
+          for (int64_t g = 0; g < groups; ++g) {
+            const char *a = p + g * 2 * kTileBytes, *b = v + g * kGroupBytes + half * 2 * kTileBytes;
+            dots_2x2<true, true>(a, kTileRowBytes, a + kTileBytes, kTileRowBytes, b, b + kTileBytes, kTileRowBytes, between);
+          }
+          store_out(o);
         }
       }
-      tile_store<0>(o);
-      tile_store<1>(o + kTileBytes);
-      tile_store<2>(o + 2 * kTileBytes);
-      tile_store<3>(o + 3 * kTileBytes);
     }
   }
 };

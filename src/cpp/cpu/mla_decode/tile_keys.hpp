@@ -17,12 +17,12 @@ struct KeyGroup {
   int64_t ckv_stride, kpe_stride;
 };
 
-// Bytes of a row of the latent and of the rope keys, as they are and padded to chunks.
+// Bytes of a row of the latent and of the rope keys, as they are, and padded to the 64 columns that are interleaved and to chunks.
 struct RowBytes {
   int64_t ckv, kpe, ckv_padded, kpe_padded;
 
   explicit RowBytes(const MlaDecodeShape& s)
-      : ckv(s.latent * 2), kpe(s.rope * s.rope_heads * 2), ckv_padded(round_up(ckv, kChunkBytes)), kpe_padded(round_up(kpe, kChunkBytes)) {}
+      : ckv(s.latent * 2), kpe(s.rope * s.rope_heads * 2), ckv_padded(round_up(ckv, 2 * kChunkBytes)), kpe_padded(round_up(kpe, kChunkBytes)) {}
   int64_t padded() const { return ckv_padded + kpe_padded; }
 };
 

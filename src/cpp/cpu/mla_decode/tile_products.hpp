@@ -72,13 +72,13 @@ inline __attribute__((always_inline)) void zero_accumulators() {
   tile_zero<3>();
 }
 
-// Keys 2 i and 2 i + 1 of V to row i of the B tiles of a group of 32 keys: [columns / 16][16 pairs][16 columns][2].
-inline __attribute__((always_inline)) void interleave_rows(const char* even, const char* odd, int64_t bytes, char* to) {
-  for (int64_t d = 0; d < bytes; d += kTileRowBytes) {
-    const __m512i x = _mm512_loadu_si512(even + d), y = _mm512_loadu_si512(odd + d);
-    _mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
-    _mm512_store_si512(to + kTileBytes, _mm512_unpackhi_epi16(x, y));
-    to += 2 * kTileBytes;
+// 64 columns of keys 2 i and 2 i + 1 of V to row i of four B tiles.
+inline __attribute__((always_inline)) void interleave_rows(const char* even, const char* odd, char* to) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m512i x = _mm512_loadu_si512(even + half * kTileRowBytes), y = _mm512_loadu_si512(odd + half * kTileRowBytes);
+    _mm512_store_si512(to + 2 * half * kTileBytes, _mm512_unpacklo_epi16(x, y));
+    _mm512_store_si512(to + (2 * half + 1) * kTileBytes, _mm512_unpackhi_epi16(x, y));
   }
 }
 
