@@ -61,8 +61,7 @@ size_t MlaHooks::rows_bytes(int64_t rows, int64_t depth) const {
   return up(words * (rows + isa.forward->block_step) * (p.dtype == DType::f64 ? 8 : 4));
 }
 size_t MlaHooks::product_bytes(int64_t rows) const {
-  constexpr int64_t kTileBlocks = 2 * 32 * 32 * 4;
-  if (isa.forward->tile_parts > 0) return kTileBlocks;
+  if (isa.forward->tile_parts > 0) return (rows + 31) / 32 * 32 * 32 * 4;
   return up((rows + isa.forward->block_step) * kPanelVectors * isa.forward->vector_bytes);
 }
 // Of either operand: rows or columns, and the depth, in steps of 32.

@@ -6,7 +6,7 @@
 namespace attile {
 
 namespace amx {
-extern const MlaIsa kMla[3];  // by parts: bfloat16, float16, float32
+extern const MlaIsa kMla[2];  // by parts: bfloat16, float16
 }
 namespace avx512bf16 {
 extern const MlaIsa kMla;
@@ -43,11 +43,11 @@ const MlaIsa& choose_avx512(const AttentionProblem& p) {
 }
 #endif
 #if ATTILE_ISA_AMX
-// A single vector of rows leaves tiles half empty.
+// A single vector of rows leaves tiles half empty, and float32 in three parts takes 1.6 times as long as vectors do.
 const MlaIsa& choose_amx(const AttentionProblem& p) {
   constexpr int64_t kFewRows = 16;
-  if (p.q_seqs.longest * p.heads_q <= kFewRows) return choose_avx512(p);
-  return amx::kMla[p.dtype == DType::bf16 ? 0 : p.dtype == DType::f16 ? 1 : 2];
+  if (p.dtype == DType::f32 || p.q_seqs.longest * p.heads_q <= kFewRows) return choose_avx512(p);
+  return amx::kMla[p.dtype == DType::bf16 ? 0 : 1];
 }
 
 std::string amx_why_not(const AttentionProblem& problem, const Config& config) {
