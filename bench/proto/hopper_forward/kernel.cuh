@@ -49,6 +49,7 @@ struct Params {
   TileRanges ranges;       // Kind::kSegments, kMask, kScores
   SegmentParams segments;  // Kind::kSegments, kScores
   MaskBits mask;           // Kind::kMask
+  CapParams cap;           // Kind::kCap; then scale_log2 = softcap * log2(e)
   // Kind::kBias, kScores; then scale_log2 = log2(e), the rest of the scale is in here
   ScoreParams scores;
 };
@@ -394,6 +395,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   // What happens to scores before the masks.
   auto change = [&](float (&s)[N / 2], const Work& w, int j) {
     if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale);
+    if constexpr (T::kKind == Kind::kCap) cap_scores(s, p.cap);
     if constexpr (T::kMask)
       if (j < w.clean_begin || j >= w.clean_end) apply_mask_bits<N>(s, bits);
     if constexpr (T::kScores) {

@@ -18,6 +18,37 @@ struct ScoreParams {
   int64_t mask_batch, mask_head, mask_row;
 };
 
+// s <- tanh(k s), where softcap * tanh(s * softmax_scale / softcap) is wanted and the exponents carry the factor softcap.
+// An odd polynomial on the FMA units where a warp's scores allow it (error 2e-7), for exp2 and reciprocal of every score would keep the unit
+// that computes them busy for three times the softmax.
+struct CapParams {
+  float odd[5];   // tanh(k s) = s (odd[0] + odd[1] s^2 + ...), |s| <= limit
+  float limit, exponent;  // else 1 - 2 / (1 + 2^(exponent s))
+};
+inline CapParams cap_params(float k) {
+  constexpr float kLimit = 0.75f, kOdd[5] = {0.999997228f, -0.333230765f, 0.132260917f, -0.0492804494f, 0.012318834f};
+  CapParams p{{}, kLimit / k, 2.f * 1.4426950408889634f * k};
+  float power = k;
+  for (int i = 0; i < 5; ++i, power *= k * k) p.odd[i] = kOdd[i] * power;
+  return p;
+}
+template <int kRegs>
+__device__ __forceinline__ void cap_scores(float (&s)[kRegs], const CapParams& p) {
+  float top[2] = {fabsf(s[0]), fabsf(s[1])};
+#pragma unroll
+  for (int i = 2; i < kRegs; ++i) top[i % 2] = fmaxf(top[i % 2], fabsf(s[i]));
+  if (__any_sync(~0u, fmaxf(top[0], top[1]) > p.limit)) {
+#pragma unroll
+    for (int i = 0; i < kRegs; ++i) s[i] = fmaf(-2.f, ptx::reciprocal_approx(1.f + ptx::exp2_approx(s[i] * p.exponent)), 1.f);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRegs; ++i) {
+      const float u = s[i] * s[i];
+      s[i] *= fmaf(fmaf(fmaf(fmaf(p.odd[4], u, p.odd[3]), u, p.odd[2]), u, p.odd[1]), u, p.odd[0]);
+    }
+  }
+}
+
 // Per query tile: key tiles x to y (exclusive) hold all that may be seen; each query sees all of z to w.
 struct TileRanges {
   const int4* tiles;     // null, or [batch][head][query tile]

@@ -100,6 +100,8 @@ def option_sets(b, h, sq, sk, dtype):
     yield "sinks causal window", {"sinks": rand(h) * 3, "causal": True, "window": (50, 0)}
     yield "softcap", {"softcap": 5.0}
     yield "softcap causal", {"softcap": 0.7, "causal": True}
+    yield "softcap, small scores", {"softcap": 60.0, "causal": True}
+    yield "softcap, large cap", {"softcap": 2000.0, "window": (100, 37)}
     yield "bias", {"bias": rand(b, h, sq, even).to(dtype)[..., :sk]}
     yield "bias broadcast causal", {"bias": rand(1, h, sq, even).to(dtype)[..., :sk], "causal": True}
     yield "bias one row", {"bias": (rand(b, 1, 1, even) * 3).to(dtype)[..., :sk].expand(b, h, sq, sk)}
@@ -148,7 +150,7 @@ def verdict(name, got, want, worst):
 
 def check(kernel, only_packed=False):
     d, dv = kernel.head_dim, kernel.head_dim_v
-    worst = [0.0, 0, 0]
+    worst, skipped = [0.0, 0, 0], []
     for shape in SHAPES if not only_packed else []:
         b, h, hk, sq, sk = shape
         q, k, v = test.inputs(shape, d, "staircase", dv, kernel.dtype)
@@ -156,10 +158,16 @@ def check(kernel, only_packed=False):
             out = torch.full((b, sq, h, dv), float("nan"), device="cuda").to(kernel.dtype)
             lse = torch.full((b, h, sq), float("nan"), device="cuda")
             options = pack_options(o, b, sq, sk, kernel.lib)
-            kernel(q, k, v, o.get("causal", False), out, lse, options=options)
+            try:
+                kernel(q, k, v, o.get("causal", False), out, lse, options=options)
+            except RuntimeError as e:
+                if "error -2" not in str(e):
+                    raise
+                skipped.append(name)  # a library of some kinds only (-DOPTIONS)
+                continue
             torch.cuda.synchronize()
             verdict(f"{kernel.name} {shape} {name}", (out, lse), reference(q, k, v, o), worst)
-    print(f"  {kernel.name}: options, {worst[1]} checks, {worst[2]} wrong, worst relative error {worst[0]:.2e}", flush=True)
+    print(f"  {kernel.name}: options, {worst[1]} checks, {worst[2]} wrong, {len(skipped)} not built, worst relative error {worst[0]:.2e}", flush=True)
 
     # Packed: each sequence as by itself, whatever the others hold.
     worst = [0.0, 0, 0]

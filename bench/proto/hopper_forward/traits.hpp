@@ -34,9 +34,9 @@ struct Tuning {
 
 // What a kernel is compiled for; all else is a run-time field.
 // kFull, kCausal (bottom right): sequences of one length. kBand: also packed sequences, windows of either alignment, sinks.
-// kSegments: also segment ids. kMask: also a mask. kBias: also a bias that TMA can read. kScores: also soft cap, any bias, mask and
+// kSegments: also segment ids. kMask: also a mask. kCap: also soft cap. kBias: also a bias that TMA can read. kScores: also soft cap, any bias, mask and
 // segment ids.
-enum class Kind { kFull, kCausal, kBand, kSegments, kMask, kBias, kScores };
+enum class Kind { kFull, kCausal, kBand, kSegments, kMask, kCap, kBias, kScores };
 
 // Element: __nv_bfloat16, __half, or __nv_fp8_e4m3 (kFull and kCausal; out bf16). D: a multiple of 16, Dv: of 32; tiles are padded to
 // column blocks of 128 bytes. The fp8 products want V transposed, [Dv][keys] (transpose.cuh), and a tile of 128 keys, or a multiple.

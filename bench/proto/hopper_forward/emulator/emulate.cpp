@@ -176,6 +176,7 @@ void check(const Case& c) {
       p.segments.q = ids_q.data(), p.segments.k = ids_k.data(), p.ranges = {tiles.data(), 1, 0};
     }
   }
+  if constexpr (T::kKind == Kind::kCap) p.cap = cap_params(scale / c.softcap), p.scale_log2 = c.softcap * 1.4426950408889634f;
   std::vector<uint32_t> bits;
   const int words = (sk + 127) / 128 * 4;
   if constexpr (T::kMask) {
@@ -300,5 +301,9 @@ int main() {
   check<Masked>({.name = "only mask", .batch = 2, .sq = 300, .sk = 421, .mask = true});
   check<Masked>({.name = "only mask, blocks", .sq = 500, .sk = 1100, .mask = true, .blocks = true});
   check<Masked>({.name = "only mask, blocks, causal", .sq = 600, .sk = 900, .causal = true, .mask = true, .blocks = true});
+  using Capped = Kernel<Kind::kCap>;
+  check<Capped>({.name = "only soft cap, all small", .batch = 2, .sq = 300, .sk = 421, .softcap = 20.f});
+  check<Capped>({.name = "only soft cap, causal, some large", .sq = 400, .sk = 500, .causal = true, .softcap = 4.f});
+  check<Capped>({.name = "only soft cap, window, all large", .sq = 300, .sk = 500, .left = 100, .right = 50, .softcap = 0.4f});
   std::printf("all right\n");
 }
