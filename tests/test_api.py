@@ -22,14 +22,19 @@ V = rng.standard_normal((2, 11, 2, 8), dtype=np.float32)
 
 NAMES = {
     "FlashAttentionConfig",
+    "FlashMLAConfig",
     "MaskInfo",
     "__version__",
     "explain",
     "flash_attention",
+    "flash_attention_with_kvcache",
+    "flash_mla",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
     "merge_states",
+    "mla_attention",
+    "mla_decode",
     "set_num_threads",
     "show_config",
 }
