@@ -72,6 +72,18 @@ def test_flash_attention_signature():
     assert without_annotations(attile.flash_attention) == inspect.signature(scope["expected"])
 
 
+def test_mla_attention_signature():
+    """The contract's, to the letter."""
+    text = """
+        query, key_value, w_kc, w_vc, b_q=None, b_k=None, cu_seqlens=None, *, softmax_scale=None, causal=False,
+        causal_alignment="top_left", attention_mask=None, bias=None, softmax_aux=None, logits_soft_cap=None,
+        sliding_window=None, dropout_prob=0.0, dropout_seed=None, return_lse=False, out=None, platform="auto", cfg=None"""
+    scope = {}
+    exec(f"def expected({text}): pass", scope)
+    assert without_annotations(attile.mla_attention) == inspect.signature(scope["expected"])
+    assert attile.FlashMLAConfig() == attile.FlashMLAConfig(strategy=None, block_q=None, block_k=None, num_splits=0, kernel=None)
+
+
 def without_annotations(fn):
     signature = inspect.signature(fn)
     parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
@@ -303,7 +315,7 @@ def explain(**kwargs):
 
 def test_explain_says_everything():
     report = explain(causal=True, return_lse=True)
-    kernels = [kernel["name"] for kernel in attile.show_config()["kernels"] if kernel["device"] == "cpu"]
+    kernels = [kernel["name"] for kernel in attile.show_config()["kernels"] if kernel["device"] == "cpu" and kernel["function"] == "flash_attention"]
     assert report["function"] == "flash_attention"
     assert report["kernel"] in kernels
     assert {"block_q", "block_k", "num_splits", "workers"} <= report["plan"].keys()

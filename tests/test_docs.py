@@ -49,7 +49,7 @@ def test_examples_run(module, threads):
 
 def test_every_parameter_of_the_contract_is_described():
     scrape = pytest.importorskip("numpydoc.docscrape").FunctionDoc
-    for name in ("flash_attention", "flash_attention_with_kvcache", "merge_states", "explain"):
+    for name in ("flash_attention", "flash_attention_with_kvcache", "merge_states", "explain", "mla_attention"):
         fn = getattr(attile, name)
         described = [p.name for p in scrape(fn)["Parameters"]]
         expected = [("*" * (p.kind == p.VAR_POSITIONAL) + "**" * (p.kind == p.VAR_KEYWORD)) + p.name for p in inspect.signature(fn).parameters.values()]
