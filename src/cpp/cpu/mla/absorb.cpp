@@ -72,8 +72,8 @@ void AbsorbHooks::queries(const UnitCall& call) const {
     for (int64_t r = 0; r < rows.count; r += kRows) {
       const ProjectionRows from = {call.rows[rows.first + r * n].q, p.q.stride[1] * size, std::min(kRows, rows.count - r)};
       isa.pack_rows[accumulator](from, latents.nope_dim, p.dtype, call.worker_scratch + layout.rows);
-      isa.project[accumulator](call.worker_scratch + layout.rows, from.count, weight, latents.nope_dim, latents.rank, p.dtype, to + r * stride,
-                               stride, call.worker_scratch + layout.product);
+      isa.project[accumulator](call.worker_scratch + layout.rows, from.count, weight, latents.nope_dim, latents.rank, p.dtype,
+                               to + r * stride, stride, call.worker_scratch + layout.product);
     }
     for (int64_t r = 0; r < rows.count && rope_bytes > 0; ++r)
       std::memcpy(to + r * stride + latents.rank * size, rope_query(call.item, rows.position + r, h), rope_bytes);
@@ -84,7 +84,8 @@ void AbsorbHooks::keys(const UnitCall& call, Tile& tile) const {
   tile = {this, latents_of(call.item), rope_keys_of(call.item, call.head), nullptr};
   Unit& u = call.unit;
   // One array [.., rank + rope] seen as two is already what the kernel reads.
-  const bool joined = rope_bytes == 0 || (tile.rope.data == tile.latents.data + latents.rank * size && tile.rope.stride == tile.latents.stride);
+  const bool joined =
+      rope_bytes == 0 || (tile.rope.data == tile.latents.data + latents.rank * size && tile.rope.stride == tile.latents.stride);
   if (joined) {
     u.k = u.v = tile.latents.data;
     u.k_stride = u.v_stride = tile.latents.stride;

@@ -35,8 +35,10 @@ MlaStrategy choose_strategy(const AttentionProblem& p) {
     const Range all = mask.keys(0, n), middle = mask.keys(n / 2, n / 2 + 1);
     const double pairs = static_cast<double>(n) * static_cast<double>(middle.end - middle.begin);
     const double tiles = static_cast<double>(ceil_div(n * inner.group, kRebuildRows)) * static_cast<double>(all.end - all.begin);
-    rebuild += static_cast<double>(inner.heads_k) * tiles * weights + static_cast<double>(p.heads_q) * pairs * static_cast<double>(p.head_dim + p.head_dim_v);
-    absorb += static_cast<double>(p.heads_q) * (pairs * static_cast<double>(2 * latents.rank + latents.rope_dim) + static_cast<double>(n) * weights);
+    rebuild += static_cast<double>(inner.heads_k) * tiles * weights +
+               static_cast<double>(p.heads_q) * pairs * static_cast<double>(p.head_dim + p.head_dim_v);
+    absorb += static_cast<double>(p.heads_q) *
+              (pairs * static_cast<double>(2 * latents.rank + latents.rope_dim) + static_cast<double>(n) * weights);
   }
   return absorb < rebuild ? MlaStrategy::absorb : MlaStrategy::rebuild;
 }
@@ -56,7 +58,8 @@ Plan plan_mla(const MlaIsa& isa, const AttentionProblem& p, const Config& config
   const MlaStrategy strategy = config.strategy == MlaStrategy::none ? choose_strategy(p) : config.strategy;
   Plan plan = with_strategy(strategy, isa, p, [&](const AttentionProblem& inner, const UnitHooks& hooks) {
     Config blocks = config;
-    if (!blocks.block_q) blocks.block_q = strategy == MlaStrategy::absorb ? choose_block_q(inner, 512, 128) : choose_block_q(inner, kRebuildRows, 512);
+    if (!blocks.block_q)
+      blocks.block_q = strategy == MlaStrategy::absorb ? choose_block_q(inner, 512, 128) : choose_block_q(inner, kRebuildRows, 512);
     return plan_forward(*isa.forward, inner, blocks, threads, &hooks);
   });
   plan.strategy = strategy;

@@ -36,7 +36,11 @@ AttentionProblem absorbed_problem(const AttentionProblem& p) {
 }
 
 MlaHooks::MlaHooks(const AttentionProblem& problem, const MlaIsa& isa_of)
-    : p(problem), latents(problem.latents), isa(isa_of), size(bytes_of(problem.dtype)), rope_bytes(problem.latents.rope_dim * size),
+    : p(problem),
+      latents(problem.latents),
+      isa(isa_of),
+      size(bytes_of(problem.dtype)),
+      rope_bytes(problem.latents.rope_dim * size),
       accumulator(problem.dtype == DType::f64 ? 1 : 0) {}
 
 WeightSlice MlaHooks::w_kc(int64_t head) const {
@@ -71,11 +75,13 @@ size_t MlaHooks::tile_bytes(int64_t rows, int64_t depth) const {
 
 ProjectionRows MlaHooks::latents_of(const ForwardItem& item) const {
   const View& v = latents.latent;
-  return {v.at(p.k_seqs.batch_index(item.sequence), p.k_seqs.first_row(item.sequence), 0), v.stride[1] * size, p.k_seqs.length(item.sequence)};
+  return {v.at(p.k_seqs.batch_index(item.sequence), p.k_seqs.first_row(item.sequence), 0), v.stride[1] * size,
+          p.k_seqs.length(item.sequence)};
 }
 ProjectionRows MlaHooks::rope_keys_of(const ForwardItem& item, int64_t h) const {
   const View& v = latents.k_rope;
-  return {v.at(p.k_seqs.batch_index(item.sequence), p.k_seqs.first_row(item.sequence), h), v.stride[1] * size, p.k_seqs.length(item.sequence)};
+  return {v.at(p.k_seqs.batch_index(item.sequence), p.k_seqs.first_row(item.sequence), h), v.stride[1] * size,
+          p.k_seqs.length(item.sequence)};
 }
 
 const char* MlaHooks::rope_query(const ForwardItem& item, int64_t i, int64_t h) const {

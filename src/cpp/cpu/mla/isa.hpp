@@ -35,8 +35,8 @@ struct MlaIsa {
   void (*project[2])(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride,
                      void* scratch);
   // The same in the midst of a unit, while the forward kernel holds the tile registers.
-  void (*project_within[2])(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride,
-                            void* scratch);
+  void (*project_within[2])(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to,
+                            int64_t stride, void* scratch);
 };
 
 }  // namespace attile

@@ -64,11 +64,16 @@ using WhyNot = std::string (*)(const AttentionProblem&, const Config&);
 
 template <ChooseIsa kIsa>
 constexpr Kernel row(const char* name, const char* isa, bool (*available)(), WhyNot why_not = mla_why_not) {
-  return {name, isa, kHonours, available, why_not,
-          [](const AttentionProblem& problem, const Config& config, int threads) { return plan_mla(kIsa(problem), problem, config, threads); },
-          [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
-            run_mla(kIsa(problem), problem, plan, workspace, execution.executor);
-          }};
+  return {
+      name,
+      isa,
+      kHonours,
+      available,
+      why_not,
+      [](const AttentionProblem& problem, const Config& config, int threads) { return plan_mla(kIsa(problem), problem, config, threads); },
+      [](const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
+        run_mla(kIsa(problem), problem, plan, workspace, execution.executor);
+      }};
 }
 
 constexpr Kernel kTable[] = {

@@ -30,7 +30,8 @@ inline void pack_weight_rows(const WeightSlice& w, int64_t column, T* panel) {
       for (int64_t l = 0; l < w.depth; ++l) {
         const char* from = data + l * w.depth_stride;
         for (int64_t c = 0; c < columns; c += W)
-          store(panel + l * kPanel<T> + c, c + W <= columns ? load_as<T, Format>(from + c * kSize) : load_some<T, Format>(from + c * kSize, columns - c));
+          store(panel + l * kPanel<T> + c,
+                c + W <= columns ? load_as<T, Format>(from + c * kSize) : load_some<T, Format>(from + c * kSize, columns - c));
       }
     });
   }
@@ -47,8 +48,9 @@ inline void pack_weight_columns(const WeightSlice& w, int64_t column, T* panel) 
       const int64_t first = column + n * kLanes<T>;
       if (first >= w.columns) return;
       const auto column_at = [&](int l) { return w.data + (first + l < w.columns ? first + l : w.columns - 1) * w.column_stride; };
-      for_each_transposed<T, Storage>(column_at, sizeof(Storage), w.depth / kProjectionPair, [](const void* p) { return load_as<T, Format>(p); },
-                                      [&](int64_t d, Vec<T> lanes) { store(panel + d * kPanel<T> + n * kLanes<T>, lanes); });
+      for_each_transposed<T, Storage>(
+          column_at, sizeof(Storage), w.depth / kProjectionPair, [](const void* p) { return load_as<T, Format>(p); },
+          [&](int64_t d, Vec<T> lanes) { store(panel + d * kPanel<T> + n * kLanes<T>, lanes); });
     }
   });
 }
@@ -73,7 +75,8 @@ void pack_rows(const ProjectionRows& a, int64_t depth, DType dtype, void* to) {
 }
 
 template <class T>
-void project(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride, void* scratch) {
+void project(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride,
+             void* scratch) {
   const int64_t padded = round_up(rows, kBlockStep), words = depth / kProjectionPair;
   const T *from = static_cast<const T*>(a), *panel = static_cast<const T*>(w);
   T* c = static_cast<T*>(scratch);
@@ -94,7 +97,12 @@ void project(const void* a, int64_t rows, const void* w, int64_t depth, int64_t 
 extern const ForwardIsa kForward;
 extern const MlaIsa kMla;
 #if ATTILE_ISA_BF16_PAIRS
-const MlaIsa kMla = {&kForward, kProjectionPair, {pack_weight<float>, nullptr}, {pack_rows<float>, nullptr}, {project<float>, nullptr}, {project<float>, nullptr}};
+const MlaIsa kMla = {&kForward,
+                     kProjectionPair,
+                     {pack_weight<float>, nullptr},
+                     {pack_rows<float>, nullptr},
+                     {project<float>, nullptr},
+                     {project<float>, nullptr}};
 #else
 const MlaIsa kMla = {&kForward,
                      kProjectionPair,

@@ -66,8 +66,17 @@ void RebuildHooks::begin(const UnitCall& call) const {
   const Layout layout(*this, call.unit.block_k);
   Tile& tile = *reinterpret_cast<Tile*>(call.worker_scratch);
   const auto at = [&](size_t offset) { return call.worker_scratch + offset; };
-  tile = {this,           latents_of(call.item), rope_keys_of(call.item, call.head), at(layout.w_kc), at(layout.w_vc),  at(layout.rows),
-          at(layout.product), at(layout.k),       at(layout.v),                     layout.k_stride, layout.v_stride};
+  tile = {this,
+          latents_of(call.item),
+          rope_keys_of(call.item, call.head),
+          at(layout.w_kc),
+          at(layout.w_vc),
+          at(layout.rows),
+          at(layout.product),
+          at(layout.k),
+          at(layout.v),
+          layout.k_stride,
+          layout.v_stride};
   const int64_t head = latents.rope_by_head ? call.head / p.group : call.head;
   isa.pack_weight[accumulator](w_kc(head), tile.w_kc);
   isa.pack_weight[accumulator](w_vc(head), tile.w_vc);
@@ -90,7 +99,8 @@ void RebuildHooks::make(const Unit& unit, int64_t begin, int64_t end) {
   project(tile.rows, keys, tile.w_vc, latents.rank, hooks.p.head_dim_v, hooks.p.dtype, tile.v, tile.v_stride, tile.product);
   if (hooks.rope_bytes == 0) return;
   for (int64_t j = 0; j < keys; ++j)
-    std::memcpy(tile.k + j * tile.k_stride + latents.nope_dim * hooks.size, tile.rope.data + (begin + j) * tile.rope.stride, hooks.rope_bytes);
+    std::memcpy(tile.k + j * tile.k_stride + latents.nope_dim * hooks.size, tile.rope.data + (begin + j) * tile.rope.stride,
+                hooks.rope_bytes);
 }
 
 }  // namespace attile

@@ -23,7 +23,8 @@ void pack_weight_tiles(const WeightSlice& w, void* packed) {
   const int64_t chunks = (w.depth + kTileStep - 1) / kTileStep, panel_bytes = chunks * kParts * kStepBytes;
   if (w.column_stride != static_cast<int64_t>(size_of(w.dtype))) {
     for (int64_t column = 0; column < w.columns; column += kTileLanes, to += panel_bytes)
-      pack_query_tiles<kParts>([&](int64_t l) { return column + l < w.columns ? w.data + (column + l) * w.column_stride : nullptr; }, w.depth, to);
+      pack_query_tiles<kParts>([&](int64_t l) { return column + l < w.columns ? w.data + (column + l) * w.column_stride : nullptr; },
+                               w.depth, to);
     return;
   }
   const auto words = [](Halves h, int half) {
@@ -74,17 +75,21 @@ struct BlockWriter {
 
 // One group of rows, one panel, one slice of the depth; the first slice makes C, the others add.
 template <int kParts, class Between>
-inline __attribute__((always_inline)) void project_block(const char* a, const char* w, int64_t chunks, bool first, bool half, float* c, Between between) {
+inline __attribute__((always_inline)) void project_block(const char* a, const char* w, int64_t chunks, bool first, bool half, float* c,
+                                                         Between between) {
   if (half) {
-    first ? tile_product<kParts, false, 1, false>(a, w, chunks, c, between) : tile_product<kParts, false, 1, true>(a, w, chunks, c, between);
+    first ? tile_product<kParts, false, 1, false>(a, w, chunks, c, between)
+          : tile_product<kParts, false, 1, true>(a, w, chunks, c, between);
   } else {
-    first ? tile_product<kParts, false, 2, false>(a, w, chunks, c, between) : tile_product<kParts, false, 2, true>(a, w, chunks, c, between);
+    first ? tile_product<kParts, false, 2, false>(a, w, chunks, c, between)
+          : tile_product<kParts, false, 2, true>(a, w, chunks, c, between);
   }
 }
 
 // scratch: [rows, up to groups][32]
 template <int kParts>
-void project_tiles_within(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType, char* to, int64_t stride, void* scratch) {
+void project_tiles_within(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType, char* to, int64_t stride,
+                          void* scratch) {
   using Format = typename PartFormat<kParts>::type;
   constexpr int64_t kSize = sizeof(typename Format::Storage), kSlice = 8 / kParts;
   const int64_t chunks = (depth + kTileStep - 1) / kTileStep;
@@ -110,7 +115,8 @@ void project_tiles_within(const void* a, int64_t rows, const void* w, int64_t de
 }
 
 template <int kParts>
-void project_tiles(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride, void* scratch) {
+void project_tiles(const void* a, int64_t rows, const void* w, int64_t depth, int64_t columns, DType dtype, char* to, int64_t stride,
+                   void* scratch) {
   const TileScope tiles;
   project_tiles_within<kParts>(a, rows, w, depth, columns, dtype, to, stride, scratch);
 }
