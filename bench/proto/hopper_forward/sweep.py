@@ -206,6 +206,7 @@ if __name__ == "__main__":
             fa3(q, k, v, row[2], out)()
             torch.cuda.synchronize()
     kernels = [test.Kernel(f"{a.folder}/{name}.so") for name, _ in variants if os.path.exists(f"{a.folder}/{name}.so")]
+    kernels = [x for x in kernels if not x.fp8]
     if a.launch_once:
         launch_once(parse_rows(a.cycles), kernels, fa3)
         sys.exit()

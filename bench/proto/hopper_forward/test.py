@@ -40,6 +40,8 @@ class Kernel:
         self.general = bool(modes and modes() & 4)
         half = getattr(self.lib, "hopper_forward_is_half", None)
         self.dtype = torch.float16 if half and half() else torch.bfloat16
+        fp8 = getattr(self.lib, "hopper_forward_is_fp8", None)
+        self.fp8 = bool(fp8 and fp8())  # test_fp8.py's, not this file's
         self.counter = torch.zeros(1, dtype=torch.int32, device="cuda")
 
     def __call__(self, q, k, v, causal, out=None, lse=None, scale=None, options=None):
@@ -77,7 +79,7 @@ def relative(a, b):
 
 CASES = [  # batch, heads_q, heads_kv, seqlen_q, seqlen_k
     (2, 4, 4, 512, 512), (1, 2, 1, 1, 1), (1, 2, 2, 127, 129), (2, 6, 2, 300, 777), (1, 8, 1, 777, 300), (3, 2, 2, 1000, 1000),
-    (1, 3, 3, 64, 4097), (2, 16, 4, 1536, 1536), (1, 2, 2, 2049, 175), (1, 2, 2, 176, 353),
+    (1, 3, 3, 64, 4097), (2, 16, 4, 1536, 1536), (1, 2, 2, 2049, 175), (1, 2, 2, 176, 353), (1, 2, 1, 300, 6500),
 ]
 
 
