@@ -44,7 +44,7 @@ inline void pack_decode_queries(const DecodeUnit& u) {
   constexpr int64_t kSize = sizeof(typename Format::Storage);
   const T factor = static_cast<T>(query_factor(u.softmax_scale));
   const int64_t dim = padded_dim<Format>(u.head_dim);
-  for (int64_t h = 0; h < u.heads_k; ++h) {
+  for (int64_t h = u.keys.head_begin; h < u.keys.head_end; ++h) {
     for (int64_t first = 0, rows; first < u.rows; first += rows) {
       rows = next_rows(u.rows - first, most_rows<T>(u));
       T* to = static_cast<T*>(u.queries) + (h * u.rows + first) * dim;
@@ -68,24 +68,28 @@ inline void pack_decode_queries(const DecodeUnit& u) {
   }
 }
 
-// Addresses of the rows of keys [begin, end); the room behind them is filled with the last.
-inline void find_rows(const DecodeUnit& u, int64_t begin, int64_t end, const char** k, const char** v) {
+// Addresses of the rows of keys [begin, end), of head 0; the room behind them is filled with the last.
+inline void find_rows(const DecodeUnit& u, const DecodeKeys& keys, int64_t begin, int64_t end, const char** k, const char** v) {
   if (begin >= end) return;
   int64_t j = begin;
-  if (u.pages.entries == nullptr) {
+  if (keys.pages.entries == nullptr) {
     for (; j < end; ++j, ++k, ++v) {
-      *k = u.k + j * u.k_stride;
-      *v = u.v + j * u.v_stride;
+      *k = keys.k + j * u.k_stride;
+      *v = keys.v + j * u.v_stride;
     }
   } else {
-    const PageRow& pages = u.pages;
+    const PageRow& pages = keys.pages;
     int64_t page = j / pages.page_size, place = j % pages.page_size;
     while (j < end) {
       const char* entry = pages.entries + page * pages.stride;
       int64_t number;
-      if (pages.dtype == DType::i64) number = load<int64_t>(entry);
-      else number = load<int32_t>(entry);
-      const char *k_row = u.k + number * pages.k_page + place * u.k_stride, *v_row = u.v + number * pages.v_page + place * u.v_stride;
+      if (pages.dtype == DType::i64) {
+        number = load<int64_t>(entry);
+      } else {
+        number = load<int32_t>(entry);
+      }
+      const char* k_row = keys.k + number * pages.k_page + place * u.k_stride;
+      const char* v_row = keys.v + number * pages.v_page + place * u.v_stride;
       for (; place < pages.page_size && j < end; ++place, ++j, k_row += u.k_stride, v_row += u.v_stride) {
         *k++ = k_row;
         *v++ = v_row;
@@ -94,7 +98,7 @@ inline void find_rows(const DecodeUnit& u, int64_t begin, int64_t end, const cha
       place = 0;
     }
   }
-  for (; j < begin + u.block_k; ++j, ++k, ++v) {
+  for (; j < begin + u.block_room; ++j, ++k, ++v) {
     *k = k[-1];
     *v = v[-1];
   }
@@ -112,17 +116,19 @@ struct HeadBlock {
 template <class T, int kRows>
 inline Seen<T> seen_keys(const HeadBlock& b, int64_t first) {
   constexpr int W = kLanes<T>, kKeys = W / kRows;
-  Int<T> begin[W], end[W];
+  const int64_t *row_begin = b.unit->row_begin + first, *row_end = b.unit->row_end + first;
   bool all = b.keys % kKeys == 0;
+  for (int r = 0; r < kRows; ++r) all = all && row_begin[r] <= b.begin && row_end[r] >= b.begin + b.keys;
+  if (all) return Seen<T>{VecN<Int<T>, W>{}, VecN<Int<T>, W>{}, true};
+  Int<T> begin[W], end[W];
   for (int r = 0; r < kRows; ++r) {
-    const int64_t from = b.unit->row_begin[first + r] - b.begin, to = b.unit->row_end[first + r] - b.begin;
-    all = all && from <= 0 && to >= b.keys;
+    const int64_t from = row_begin[r] - b.begin, to = row_end[r] - b.begin;
     for (int n = 0; n < kKeys; ++n) {
       begin[r * kKeys + n] = static_cast<Int<T>>((from < 0 ? 0 : from > b.keys ? b.keys : from) - n);
       end[r * kKeys + n] = static_cast<Int<T>>((to < 0 ? 0 : to > b.keys ? b.keys : to) - n);
     }
   }
-  return {load<VecN<Int<T>, W>>(begin), load<VecN<Int<T>, W>>(end), all};
+  return {load<VecN<Int<T>, W>>(begin), load<VecN<Int<T>, W>>(end), false};
 }
 
 template <class Format, int kRows>
@@ -149,9 +155,10 @@ __attribute__((noinline)) void attend_rows(const HeadBlock& b, int64_t first) {
 }
 
 template <class Format>
-inline void attend_head(const HeadBlock& b) {
+inline void attend_head(HeadBlock b) {
   using T = typename Format::Accumulator;
   const int64_t most = most_rows<T>(*b.unit);
+  Ahead nothing;
   for (int64_t first = 0, rows; first < b.unit->rows; first += rows) {
     rows = next_rows(b.unit->rows - first, most);
     switch (rows) {
@@ -167,6 +174,7 @@ inline void attend_head(const HeadBlock& b) {
       default:
         attend_rows<Format, 1>(b, first);
     }
+    b.next_k = b.next_v = &nothing;
   }
 }
 
@@ -175,7 +183,7 @@ template <class T>
 inline void finish_rows(const DecodeUnit& u) {
   constexpr int W = kLanes<T>;
   T *max = reinterpret_cast<T*>(u.part + u.layout.max), *sum = reinterpret_cast<T*>(u.part + u.layout.sum);
-  for (int64_t h = 0; h < u.heads_k; ++h) {
+  for (int64_t h = u.keys.head_begin; h < u.keys.head_end; ++h) {
     for (int64_t first = 0, rows; first < u.rows; first += rows) {
       rows = next_rows(u.rows - first, most_rows<T>(u));
       const int64_t row = h * u.rows + first, keys = W / rows;
@@ -197,24 +205,26 @@ void attend(const DecodeUnit& u) {
     using Format = decltype(format);
     constexpr int64_t kSize = sizeof(typename Format::Storage);
     pack_decode_queries<Format>(u);
+    const int64_t rows_begin = u.keys.head_begin * u.rows, rows_end = u.keys.head_end * u.rows;
     T *out = reinterpret_cast<T*>(u.part + u.layout.out), *running = static_cast<T*>(u.running);
-    for (int64_t i = 0; i < u.heads_k * u.rows * u.layout.columns; i += W) store(out + i, Vec<T>{});
-    for (int64_t i = 0; i < u.heads_k * u.rows; ++i) {
+    for (int64_t i = rows_begin * u.layout.columns; i < rows_end * u.layout.columns; i += W) store(out + i, Vec<T>{});
+    for (int64_t i = rows_begin; i < rows_end; ++i) {
       store(running + i * 2 * W, broadcast<T>(-kInfinity<T>));
       store(running + i * 2 * W + W, Vec<T>{});
     }
-    const int64_t k_lines = (u.head_dim * kSize + 63) / 64, v_lines = (u.head_dim_v * kSize + 63) / 64;
-    const char** address[2] = {u.address, u.address + 2 * u.block_k};
-    find_rows(u, u.key_begin, u.key_end < u.key_begin + u.block_k ? u.key_end : u.key_begin + u.block_k, address[0], address[0] + u.block_k);
-    for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
-      const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
-      const int64_t after = end + u.block_k < u.key_end ? end + u.block_k : u.key_end;
-      find_rows(u, end, after, address[1], address[1] + u.block_k);
-      Ahead next_k{address[1], u.heads_k, u.k_head, after > end ? k_lines : 0}, next_v{address[1] + u.block_k, u.heads_k, u.v_head, after > end ? v_lines : 0};
-      HeadBlock b{&u, 0, begin, end - begin, address[0], address[0] + u.block_k, &next_k, &next_v};
-      for (b.head = 0; b.head < u.heads_k; ++b.head) {
-        attend_head<Format>(b);
-      }
+    const auto end_of_block = [&](const DecodeKeys& keys, int64_t begin) { return begin + u.block_k < keys.end ? begin + u.block_k : keys.end; };
+    const char** address[2] = {u.address, u.address + 2 * u.block_room};
+    int64_t end = end_of_block(u.keys, u.keys.begin);
+    find_rows(u, u.keys, u.keys.begin, end, address[0], address[0] + u.block_room);
+    for (int64_t begin = u.keys.begin; begin < u.keys.end; begin = end) {
+      end = end_of_block(u.keys, begin);
+      const DecodeKeys& keys = end < u.keys.end ? u.keys : u.next;
+      const int64_t ahead_begin = end < u.keys.end ? end : keys.begin, ahead_end = end_of_block(keys, ahead_begin);
+      find_rows(u, keys, ahead_begin, ahead_end, address[1], address[1] + u.block_room);
+      Ahead next_k{address[1], ahead_end - ahead_begin, keys.head_begin, keys.head_end, u.k_head, u.head_dim * kSize};
+      Ahead next_v{address[1] + u.block_room, ahead_end - ahead_begin, keys.head_begin, keys.head_end, u.v_head, u.head_dim_v * kSize};
+      HeadBlock b{&u, 0, begin, end - begin, address[0], address[0] + u.block_room, &next_k, &next_v};
+      for (b.head = u.keys.head_begin; b.head < u.keys.head_end; ++b.head) attend_head<Format>(b);
       const char** done = address[0];
       address[0] = address[1];
       address[1] = done;

@@ -18,21 +18,26 @@ inline constexpr int kMostRows = kLanes<T> < (kVectorBytes == 64 ? 8 : 4) ? kLan
 // Vectors of out that are summed at a time.
 inline constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
 
-// What the next block uses, asked for row by row in the order of memory, into L2: a core has few outstanding misses of its own, and
-// it is the streams that its L2 sees in ascending addresses which fill from memory at full rate.
+// What the next block uses, asked for in the order of memory and at the pace of what is loaded, into L2. Streams in ascending
+// addresses fill at the full rate; rows of one head alone, at a stride, at half of it, and a burst of requests is dropped or waited for.
 struct Ahead {
-  const char* const* rows;  // [key]
-  int64_t heads, head_stride, lines;  // lines 0: nothing is asked for
-  int64_t key = 0, head = 0;
+  const char* const* rows = nullptr;  // [key], of head 0
+  int64_t keys = 0;                   // 0: nothing is asked for
+  int64_t head_begin = 0, head_end = 0, head_stride = 0;
+  int64_t bytes = 0;  // of a row
+  int64_t key = 0, head = head_begin, done = 0;
 
-  void ask() {
-    const char* row = rows[key] + head * head_stride;
-    for (int64_t line = 0; line < lines; line += 4) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) __builtin_prefetch(row + (line + i) * 64, 0, 2);
-    }
-    if (++head == heads) {
-      head = 0;
+  template <int kBytes>
+  __attribute__((always_inline)) void ask() {
+    if (key >= keys) return;
+    const char* at = rows[key] + head * head_stride + done;
+#pragma GCC unroll 16
+    for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+    done += kBytes;
+    if (done < bytes) return;
+    done = 0;
+    if (++head == head_end) {
+      head = head_begin;
       ++key;
     }
   }
@@ -82,9 +87,9 @@ inline void dots(const char* const* rows, int64_t offset, int64_t keys, int64_t 
 #pragma GCC unroll 16
     for (int n = 0; n < kKeys; ++n) {
       key[n] = rows[j + n] + offset;
-      ahead.ask();
     }
     const auto step = [&](const T* from, auto load_key) __attribute__((always_inline)) {
+      ahead.template ask<kKeys * sizeof(Raw)>();
       Raw raw[kKeys];
 #pragma GCC unroll 16
       for (int n = 0; n < kKeys; ++n) raw[n] = load_key(key[n]);
@@ -160,7 +165,7 @@ inline Vec<T> softmax(T* s, int64_t keys, T c, T scale, T cap, const Seen<T>& se
 // out = alpha out + P V, for kUnits units of columns. Not inlined: then the compiler keeps all sums in registers.
 template <class Format, int kRows, int kUnits>
 __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t offset, int64_t keys, int64_t columns, const typename Format::Accumulator* p,
-                            const typename Format::Accumulator* alpha, typename Format::Accumulator* out, int64_t row, Ahead& ahead, bool ask) {
+                            const typename Format::Accumulator* alpha, typename Format::Accumulator* out, int64_t row, Ahead& ahead) {
   using T = typename Format::Accumulator;
   using Raw = typename Format::Raw;
   constexpr int W = kLanes<T>, kKeys = W / kRows, kVectors = kUnits * Format::kParts;
@@ -174,7 +179,7 @@ __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t 
   const auto run = [&](auto load_key) __attribute__((always_inline)) {
 #if ATTILE_ISA_BF16_PAIRS
     for (int64_t j = 0; j < keys; j += 2) {
-      if (ask) ahead.ask(), ahead.ask();
+      ahead.template ask<2 * kUnits * sizeof(Raw)>();
       const float* pair = p + (j / kKeys * W + j % kKeys) / 2;
       Vec<T> x[kVectors];
 #pragma GCC unroll 16
@@ -193,7 +198,7 @@ __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t 
 #else
     const auto one = [&](int64_t j, const T* at) __attribute__((always_inline)) {
       const char* key = rows[j] + offset;
-      if (ask) ahead.ask();
+      ahead.template ask<kUnits * sizeof(Raw)>();
       Vec<T> x[kVectors];
 #pragma GCC unroll 16
       for (int unit = 0; unit < kUnits; ++unit) {
@@ -238,12 +243,12 @@ inline void values(const char* const* rows, int64_t offset, int64_t keys, int64_
   int64_t d = 0;
   for (; d + kWide <= head_dim_v; d += kWide) {
     values_of_units<Format, kRows, kUnits>(rows, offset + d / Format::kElements * kUnitBytes, keys, kWide, p, alpha,
-                                           out + d / Format::kElements * Format::kParts * kLanes<T>, row, ahead, d == 0);
+                                           out + d / Format::kElements * Format::kParts * kLanes<T>, row, ahead);
   }
   for (; d < head_dim_v; d += Format::kElements) {
     const int64_t columns = head_dim_v - d < Format::kElements ? head_dim_v - d : Format::kElements;
     values_of_units<Format, kRows, 1>(rows, offset + d / Format::kElements * kUnitBytes, keys, columns, p, alpha,
-                                      out + d / Format::kElements * Format::kParts * kLanes<T>, row, ahead, d == 0);
+                                      out + d / Format::kElements * Format::kParts * kLanes<T>, row, ahead);
   }
 }
 

@@ -11,8 +11,9 @@ namespace attile {
 namespace {
 
 constexpr int64_t kMostRows = 16;  // of a key head
+constexpr int64_t kBlockBytes = 64 << 10;
 constexpr int64_t kMostBlock = 4096, kMostSplits = 1024;
-constexpr int64_t kBlockStep = 16;  // lanes of the widest vector
+constexpr int64_t kLanes = 16;  // of the widest vector
 
 int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
 int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
@@ -23,30 +24,53 @@ int64_t query_rows(const AttentionProblem& p) { return p.q_seqs.longest * p.grou
 // Keys that some query of sequence b sees by position.
 Range seen_keys(const AttentionProblem& p, int64_t b) { return p.mask(b).keys(0, p.q_seqs.length(b)); }
 
-// A part is a range of keys of a sequence, and the work of one thread at a time.
-struct Part {
-  int64_t sequence, begin, end;
+// The state of a part of a sequence's keys is joined with that of the others; head_begin and head_end say which heads of it are one
+// unit of work.
+struct Item {
+  int64_t sequence, part, begin, end, head_begin, head_end;
 };
+
+// Heads whose keys and values of a block stay in L2 beside those of the next block.
+int64_t block_heads(const AttentionProblem& p, const Plan& plan) {
+  return std::clamp<int64_t>(kBlockBytes / (plan.block_k * (p.head_dim + p.head_dim_v) * bytes_of(p.dtype)), 1, std::max<int64_t>(1, p.heads_k));
+}
 
 int64_t keys_of_part(const AttentionProblem& p, const Plan& plan) {
   return std::max(plan.block_k, round_up(ceil_div(p.k_seqs.longest, plan.num_splits), plan.block_k));
 }
 
+// Calls f for every item in the order of memory: parts of a sequence behind each other.
 template <class F>
-void for_each_part(const AttentionProblem& p, const Plan& plan, F f) {
-  const int64_t share = keys_of_part(p, plan);
+void for_each_item(const AttentionProblem& p, const Plan& plan, F f) {
+  const int64_t share = keys_of_part(p, plan), heads = block_heads(p, plan);
   for (int64_t b = 0; b < p.batch; ++b) {
     const Range keys = seen_keys(p, b);
-    for (int64_t j = keys.begin; j < keys.end; j += share) f(Part{b, j, std::min(keys.end, j + share)});
+    for (int64_t h = 0; h < p.heads_k; h += heads) {
+      for (int64_t j = keys.begin; j < keys.end; j += share)
+        f(Item{b, (j - keys.begin) / share, j, std::min(keys.end, j + share), h, std::min(p.heads_k, h + heads)});
+    }
   }
+}
+
+struct Count {
+  int64_t items = 0, parts = 0;
+};
+
+Count count_items(const AttentionProblem& p, const Plan& plan) {
+  Count n;
+  for_each_item(p, plan, [&](const Item& item) {
+    ++n.items;
+    n.parts += item.head_begin == 0;
+  });
+  return n;
 }
 
 struct Layout {
   DecodeLayout state;
   int64_t queries, scores, running, address, row_begin, row_end, worker_bytes;  // of a worker
-  int64_t list, firsts, parts, workers, total;
+  int64_t items, firsts, parts, workers, total;
 
-  Layout(const DecodeIsa& isa, const AttentionProblem& p, const Plan& plan, int64_t part_count) {
+  Layout(const DecodeIsa& isa, const AttentionProblem& p, const Plan& plan, const Count& count) {
     const int64_t element = p.dtype == DType::f64 ? 8 : 4, lanes = isa.vector_bytes / element, rows = query_rows(p), all = rows * p.heads_k;
     int64_t at = 0;
     const auto take = [&](int64_t bytes) {
@@ -62,17 +86,17 @@ struct Layout {
 
     at = 0;
     queries = take(all * round_up(p.head_dim, 2 * lanes) * element);
-    scores = take(plan.block_k * std::min<int64_t>(rows, kMostRows) * element);
+    scores = take(round_up(plan.block_k, kLanes) * std::min<int64_t>(rows, kMostRows) * element);
     running = take(all * 2 * lanes * element);
-    address = take(4 * plan.block_k * static_cast<int64_t>(sizeof(char*)));
+    address = take(4 * round_up(plan.block_k, kLanes) * static_cast<int64_t>(sizeof(char*)));
     row_begin = take(rows * 8);
     row_end = take(rows * 8);
     worker_bytes = at;
 
     at = 0;
-    list = take(part_count * static_cast<int64_t>(sizeof(Part)));
+    items = take(count.items * static_cast<int64_t>(sizeof(Item)));
     firsts = take((p.batch + 1) * 8);
-    parts = take(part_count * state.bytes);
+    parts = take(count.parts * state.bytes);
     workers = take(plan.workers * worker_bytes);
     total = at + 64;
   }
@@ -84,15 +108,41 @@ struct Run {
   const Plan& plan;
   Layout layout;
   char* base;
-  const Part* list;
-  const int64_t* firsts;  // of a sequence's parts in the list; one more at the end
+  const Item* items;
+  int64_t item_count, run_count;
+  const int64_t* firsts;  // of a sequence's parts; one more at the end
 
   int accumulator() const { return p.dtype == DType::f64 ? 1 : 0; }
 
+  DecodeKeys keys_of(const Item& item) const {
+    const int64_t b = item.sequence, size = bytes_of(p.dtype), k_batch = p.k_seqs.batch_index(b), k_first = p.k_seqs.first_row(b);
+    DecodeKeys keys{};
+    if (p.page_table) {
+      const View& table = p.page_table;
+      keys.k = p.k.data;
+      keys.v = p.v.data;
+      keys.pages = {table.at(0, 0, b), table.dtype, table.stride[3] * bytes_of(table.dtype), p.page_size(), p.k.stride[0] * size,
+                    p.v.stride[0] * size};
+    } else {
+      keys.k = p.k.at(k_batch, k_first, 0);
+      keys.v = p.v.at(k_batch, k_first, 0);
+    }
+    keys.begin = item.begin;
+    keys.end = item.end;
+    keys.head_begin = item.head_begin;
+    keys.head_end = item.head_end;
+    return keys;
+  }
+
+  // Items one after the other, so that the end of one can ask for the beginning of the next.
   void attend(int64_t index, int worker) const {
     const FlushDenormals mode;
-    const Part& part = list[index];
-    const int64_t b = part.sequence, size = bytes_of(p.dtype), k_batch = p.k_seqs.batch_index(b), k_first = p.k_seqs.first_row(b);
+    const int64_t end = (index + 1) * item_count / run_count;
+    for (int64_t i = index * item_count / run_count; i < end; ++i) attend_item(items[i], i + 1 < end ? &items[i + 1] : nullptr, worker);
+  }
+
+  void attend_item(const Item& item, const Item* next, int worker) const {
+    const int64_t b = item.sequence, size = bytes_of(p.dtype);
     char* own = base + layout.workers + worker * layout.worker_bytes;
     int64_t *row_begin = reinterpret_cast<int64_t*>(own + layout.row_begin), *row_end = reinterpret_cast<int64_t*>(own + layout.row_end);
     const Mask mask = p.mask(b);
@@ -108,32 +158,23 @@ struct Run {
     u.q_head = p.q.stride[2] * size;
     u.rows = query_rows(p);
     u.group = p.group;
-    u.heads_k = p.heads_k;
     u.head_dim = p.head_dim;
     u.head_dim_v = p.head_dim_v;
     u.dtype = p.dtype;
-    if (p.page_table) {
-      const View& table = p.page_table;
-      u.k = p.k.data;
-      u.v = p.v.data;
-      u.pages = {table.at(0, 0, b), table.dtype, table.stride[3] * bytes_of(table.dtype), p.page_size(), p.k.stride[0] * size, p.v.stride[0] * size};
-    } else {
-      u.k = p.k.at(k_batch, k_first, 0);
-      u.v = p.v.at(k_batch, k_first, 0);
-    }
+    u.keys = keys_of(item);
+    if (next) u.next = keys_of(*next);
     u.k_stride = p.k.stride[1] * size;
     u.v_stride = p.v.stride[1] * size;
     u.k_head = p.k.stride[2] * size;
     u.v_head = p.v.stride[2] * size;
-    u.key_begin = part.begin;
-    u.key_end = part.end;
     u.row_begin = row_begin;
     u.row_end = row_end;
     u.block_k = plan.block_k;
+    u.block_room = round_up(plan.block_k, kLanes);
     u.row_step = plan.block_q;
     u.softmax_scale = p.softmax_scale;
     u.softcap = p.has(kSoftcap) ? p.softcap : 0;
-    u.part = base + layout.parts + index * layout.state.bytes;
+    u.part = base + layout.parts + (firsts[b] + item.part) * layout.state.bytes;
     u.layout = layout.state;
     u.queries = own + layout.queries;
     u.scores = own + layout.scores;
@@ -169,6 +210,13 @@ struct Run {
   }
 };
 
+// Keys and values of all heads within kBlockBytes, but at least as many keys as a vector of scores has.
+int64_t choose_block_k(const AttentionProblem& p) {
+  const int64_t least = query_rows(p) > 1 ? kLanes / 2 : kLanes;
+  const int64_t bytes = std::max<int64_t>(1, p.heads_k) * (p.head_dim + p.head_dim_v) * bytes_of(p.dtype);
+  return std::clamp(kBlockBytes / bytes / kLanes * kLanes, least, 4 * kLanes);
+}
+
 }  // namespace
 
 std::string decode_why_not(const AttentionProblem& p, const Config&) {
@@ -182,47 +230,47 @@ std::string decode_why_not(const AttentionProblem& p, const Config&) {
 Plan plan_decode(const DecodeIsa& isa, const AttentionProblem& p, const Config& config, int threads) {
   Plan plan;
   plan.block_q = std::min(config.block_q ? config.block_q : 8, std::max<int64_t>(1, query_rows(p)));
-  plan.block_k = std::min(round_up(config.block_k ? config.block_k : 16, kBlockStep), kMostBlock);
+  plan.block_k = config.block_k ? std::min(config.block_k, kMostBlock) : choose_block_k(p);
 
-  // Parts: enough for many threads, from the lengths alone; each so long that joining it costs little.
-  constexpr int64_t kParts = 32, kKeys = 256;
+  // Parts: enough for many threads, from the lengths alone; each so long that its beginning and the joining cost little.
+  constexpr int64_t kFewParts = 16, kParts = 32, kShort = 256, kLong = 512;
   int64_t keys = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Range seen = seen_keys(p, b);
     keys += seen.end - seen.begin;
   }
-  const int64_t share = std::max(kKeys, ceil_div(keys, kParts));
+  const int64_t share = std::max({kShort, std::min(kLong, ceil_div(keys, kFewParts)), ceil_div(keys, kParts)});
   plan.num_splits = std::clamp<int64_t>(config.num_splits ? config.num_splits : ceil_div(p.k_seqs.longest, share), 1, kMostSplits);
 
-  int64_t parts = 0;
-  for_each_part(p, plan, [&](const Part&) { ++parts; });
-  if (p.heads_k == 0) parts = 0;
+  const Count n = count_items(p, plan);
   // Waking a thread costs 3 us: about as much as this many multiply-adds.
   constexpr double kSerialWork = 3e5;
   const double work = static_cast<double>(keys) * static_cast<double>(query_rows(p) * p.heads_k * (p.head_dim + p.head_dim_v));
-  plan.workers = work < kSerialWork ? 1 : static_cast<int>(std::clamp<int64_t>(parts, 1, std::max(1, threads)));
-  plan.workspace_bytes = Layout(isa, p, plan, parts).total;
+  plan.workers = work < kSerialWork ? 1 : static_cast<int>(std::clamp<int64_t>(n.items, 1, std::max(1, threads)));
+  plan.workspace_bytes = Layout(isa, p, plan, n).total;
   return plan;
 }
 
 void run_decode(const DecodeIsa& isa, const AttentionProblem& p, const Plan& plan, void* workspace, const attile_executor* executor) {
   if (p.heads_k == 0 || query_rows(p) == 0) return;
-  int64_t count = 0;
-  for_each_part(p, plan, [&](const Part&) { ++count; });
-  const Layout layout(isa, p, plan, count);
+  const Count n = count_items(p, plan);
+  const Layout layout(isa, p, plan, n);
   char* base = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
-  Part* list = reinterpret_cast<Part*>(base + layout.list);
+  Item* items = reinterpret_cast<Item*>(base + layout.items);
   int64_t* firsts = reinterpret_cast<int64_t*>(base + layout.firsts);
   std::fill(firsts, firsts + p.batch + 1, 0);
-  Part* end = list;
-  for_each_part(p, plan, [&](const Part& part) {
-    *end++ = part;
-    ++firsts[part.sequence + 1];
+  Item* end = items;
+  for_each_item(p, plan, [&](const Item& item) {
+    *end++ = item;
+    firsts[item.sequence + 1] += item.head_begin == 0;
   });
   for (int64_t b = 0; b < p.batch; ++b) firsts[b + 1] += firsts[b];
 
-  const Run run{isa, p, plan, layout, base, list, firsts};
-  parallel_for(executor, count, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
+  // Runs of items: several a thread where there are threads, so that they end together.
+  constexpr int64_t kRuns = 4;
+  const int64_t runs = std::min(n.items, plan.workers > 1 ? kRuns * plan.workers : 1);
+  const Run run{isa, p, plan, layout, base, items, n.items, runs, firsts};
+  parallel_for(executor, runs, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
   parallel_for(executor, p.batch * p.heads_k, plan.workers, [&](int64_t index, int worker) { run.join(index, worker); });
 }
 

@@ -19,22 +19,30 @@ struct DecodeLayout {
   int64_t columns;  // head_dim_v, padded
 };
 
-// One part of the keys of one sequence, for all key heads.
+// A part of the keys of one sequence, for some key heads.
+struct DecodeKeys {
+  const char *k, *v;  // key 0, head 0 of the sequence; of page 0 where there are pages
+  PageRow pages;
+  int64_t begin, end;
+  int64_t head_begin, head_end;
+};
+
+// The work of one call: a part of the keys.
 struct DecodeUnit {
   const char* q;  // position 0, head 0
   int64_t q_position, q_head;  // bytes
   int64_t rows;   // of a key head
-  int64_t group, heads_k;
+  int64_t group;
   int64_t head_dim, head_dim_v;
   DType dtype;
 
-  const char *k, *v;  // key 0, head 0 of the sequence; of page 0 where there are pages
+  DecodeKeys keys;
+  DecodeKeys next;  // what this thread does afterwards; begin == end: not known
   int64_t k_stride, v_stride, k_head, v_head;  // bytes between keys and between heads
-  PageRow pages;
-  int64_t key_begin, key_end;
   const int64_t *row_begin, *row_end;  // [rows]: the keys that a row sees by position
 
-  int64_t block_k;   // keys a block, a multiple of the lanes
+  int64_t block_k;   // keys a block
+  int64_t block_room;  // a multiple of the lanes
   int64_t row_step;  // most rows of a block
   double softmax_scale, softcap;  // softcap 0: none
 
@@ -42,9 +50,9 @@ struct DecodeUnit {
   DecodeLayout layout;
   // Scratch.
   void* queries;         // [head][row][head_dim, padded]
-  void* scores;          // [block_k][row of a block]
+  void* scores;          // [block_room][row of a block]
   void* running;         // [head][block of rows][2][lanes]: maximum and sum
-  const char** address;  // [4][block_k]: rows of K and V, of this and the next block
+  const char** address;  // [4][block_room]: rows of K and V, of this and the next block
 };
 
 // The parts of one sequence, joined for one key head.
