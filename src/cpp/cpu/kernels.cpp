@@ -59,7 +59,14 @@ const ForwardIsa& choose_amx(const AttentionProblem& problem) {
 }
 
 std::string amx_why_not(const AttentionProblem& problem, const Config& config) {
-  if (problem.dtype == DType::f64) return "tiles have no float64";
+  if (size_of(problem.dtype) > 2) return "takes float16 and bfloat16 only";
+  return forward_why_not(problem, config);
+}
+
+// float32 as six products of tiles has twice the peak of multiply-adds where the core's tile unit is its own; where a neighbour
+// shares it, half. So the vectors come first, and this is for those who ask for it.
+std::string amx_float32_why_not(const AttentionProblem& problem, const Config& config) {
+  if (problem.dtype != DType::f32) return "takes float32 only";
   return forward_why_not(problem, config);
 }
 #endif
@@ -125,6 +132,9 @@ const Kernel kTable[] = {
 #endif
 #if ATTILE_ISA_AVX512
     row<choose_avx512>("forward_avx512", "avx512", has_avx512),
+#endif
+#if ATTILE_ISA_AMX
+    row<choose_amx>("forward_amx_float32", "amx", has_amx_bf16, amx_float32_why_not),
 #endif
 #if ATTILE_ISA_AVX2
     decode_row<choose_decode_avx2>("decode_avx2", "avx2", has_avx2),
