@@ -1,6 +1,6 @@
 """Builds and runs the kernel's own source on the CPU (ptx.cuh and the products replaced): barriers, copies, layouts, masks, options.
 
-  python3 emulate.py [-DMACRO=...]        e.g. -DHEAD_DIM=64 -DSTALE=1; CXX: clang++ (g++ 12 dies of the lambdas)
+  python3 emulate.py [-DMACRO=...]        e.g. -DHEAD_DIM=64; CXX: clang++ (g++ 12 dies of the lambdas)
 """
 import os
 import re
@@ -12,7 +12,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.dirname(HERE)
 
 with tempfile.TemporaryDirectory() as folder:
-    for name in ("kernel.cuh", "mask.cuh", "schedule.cuh", "scores.cuh", "softmax.cuh", "traits.hpp", "pipeline.cuh", "wgmma.cuh"):
+    for name in ("kernel.cuh", "params.cuh", "producer.cuh", "epilogue.cuh", "mask.cuh", "schedule.cuh", "scores.cuh", "softmax.cuh", "traits.hpp", "pipeline.cuh", "wgmma.cuh"):
         text = open(f"{SOURCE}/{name}").read()
         if name == "wgmma.cuh":  # descriptors and fences are written in PTX there
             text = re.sub(r'asm\("mov.b64.*\n', 'd = uint64_t(kDescriptorHigh) << 32 | low;\n', text)
