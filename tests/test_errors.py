@@ -401,5 +401,5 @@ def test_merge_of_two_libraries():
 
 @pytest.mark.parametrize("fn", [np.add, None, "flash_attention", lambda q: q])
 def test_explain_of_something_else(fn):
-    with pytest.raises(TypeError, match=r"^explain: fn cannot be explained: expected attile.flash_attention or attile.merge_states, got "):
+    with pytest.raises(TypeError, match=r"^explain: fn cannot be explained: expected attile.flash_attention or .* or attile.merge_states.*, got "):
         attile.explain(fn, 1)
