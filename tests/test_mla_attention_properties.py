@@ -128,6 +128,10 @@ def test_few_queries_are_absorbed_and_many_rebuild(seqlen_q, strategy):
     assert explain(mla_attention, **shaped(seqlen_q, 8192))["plan"]["strategy"] == strategy
 
 
+def test_a_window_counts_the_keys_that_are_rebuilt():
+    assert explain(mla_attention, **shaped(32_768, 32_768), sliding_window=500)["plan"]["strategy"] == "rebuild"
+
+
 def test_a_small_rank_is_absorbed():
     """Among latents of 16 elements attention is cheaper than among keys of 192 + 128."""
     assert explain(mla_attention, **shaped(4096, 4096, rank=16))["plan"]["strategy"] == "absorb"

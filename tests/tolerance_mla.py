@@ -6,10 +6,10 @@ the absorbed query and the output among latents, each once to the input dtype. A
 
     rebuild   S_j = scale sqrt(sum_d q_d^2 k_jd^2)                  V = sqrt(sum_j p_j^2 v_j^2)
     absorb    S_j = scale sqrt(sum_l q'_l^2 latent_jl^2)            V = sqrt(sum_l o_l^2 w_vc_l^2)
-    both      w_j = |latent_j| @ |w_vc|,  E_j = scale |q| . |k_j| with products of magnitudes, + |bias_j| + |s_j - m|
+    both      w_j^2 = latent_j^2 @ w_vc^2,   E_j = scale sqrt(sum_d q_d^2 (latent_j^2 @ w_kc^2)_d) + |bias_j| + |s_j - m|
 
-(q' the query and o the output among latents), and an answer passes within (2 r + 1) unit, r being the largest error in units of a plain
-computation of the same strategy.
+(q' the query and o the output among latents; roundings are independent, hence the roots), and an answer passes within (2 r + 1) unit, r
+being the largest error in units of a plain computation of the same strategy.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ class Judge:
 
     def limits_of(self, strategy):
         exact = reference_mla.expand(**self.arguments, work=self.work)
-        magnitudes = {k: np.abs(x.astype(self.work)) if k in ARRAYS and x is not None else x for k, x in self.arguments.items()}
-        sizes = reference_mla.expand(**magnitudes, work=self.work)
+        squares = {k: x.astype(self.work) ** 2 if k in ARRAYS and x is not None else x for k, x in self.arguments.items()}
+        sizes = reference_mla.expand(**squares, work=self.work)
         rounded = self.rebuilt(exact) if strategy == "rebuild" else self.absorbed(exact)
         score = reference.score_options(exact["query"].shape[-1], **self.arguments)
         limit_out, limit_lse = np.zeros_like(self.out), np.zeros_like(self.lse)
@@ -99,7 +99,7 @@ class Judge:
             sinks = piece.sinks.astype(work)
             m, p, denominator = reference.softmax(s, sinks)
             p = reference.divide_rows(p, denominator)
-            terms = softmax_scale * (size.q @ size.k.T)
+            terms = softmax_scale * np.sqrt(size.q @ size.k.T)
             if piece.bias is not None:
                 terms = terms + np.where(np.isinf(piece.bias.astype(work)), 0, np.abs(piece.bias.astype(work)))
             rounded = softmax_scale * np.sqrt(other.q.astype(work) ** 2 @ other.k.astype(work).T ** 2)
@@ -118,7 +118,7 @@ class Judge:
             lost = tiny(self.dtype) * (1 + np.sqrt((s > -np.inf).astype(work) @ v**2) / np.where(denominator == 0, 1, denominator)[..., None] / (1 - dropout_prob))
             unit_out = (
                 u_in * (np.abs(out) + spread + value_cost + (rounded * kept) @ np.abs(v) + np.abs(out) * rounded.sum(-1, keepdims=True))
-                + u_acc * ((exact_terms * kept) @ size.v.astype(work) + np.abs(out) * row[..., None])
+                + u_acc * ((exact_terms * kept) @ np.sqrt(size.v) + np.abs(out) * row[..., None])
                 + lost
             )
             unit_lse = u_in * rounded.sum(-1) + u_acc * (row + np.abs(np.where(row > 0, m + np.log(denominator), 0))) + tiny(self.accumulator)

@@ -73,16 +73,15 @@ struct BlockWriter {
   }
 };
 
-// One group of rows, one panel, one slice of the depth; the first slice makes C, the others add.
+// One group of rows, one panel, one slice of the depth; the first slice makes C, the others add. Every product of parts: a small sum of
+// large terms would show the missing one.
 template <int kParts, class Between>
 inline __attribute__((always_inline)) void project_block(const char* a, const char* w, int64_t chunks, bool first, bool half, float* c,
                                                          Between between) {
   if (half) {
-    first ? tile_product<kParts, false, 1, false>(a, w, chunks, c, between)
-          : tile_product<kParts, false, 1, true>(a, w, chunks, c, between);
+    first ? tile_product<kParts, true, 1, false>(a, w, chunks, c, between) : tile_product<kParts, true, 1, true>(a, w, chunks, c, between);
   } else {
-    first ? tile_product<kParts, false, 2, false>(a, w, chunks, c, between)
-          : tile_product<kParts, false, 2, true>(a, w, chunks, c, between);
+    first ? tile_product<kParts, true, 2, false>(a, w, chunks, c, between) : tile_product<kParts, true, 2, true>(a, w, chunks, c, between);
   }
 }
 
