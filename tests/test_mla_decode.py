@@ -21,9 +21,8 @@ def judge_of(case):
     return Judge(expanded_decode(**case.arrays()))
 
 
-def run(kernel, case, **blocks):
-    """(out, lse) from this kernel into an array full of NaN; skips with the kernel's own words where it does not take the case."""
-    call = case.arrays()
+def decode(kernel, call, **blocks):
+    """(out, lse) from this kernel into an array full of NaN; skips with the kernel's own words where it does not take the call."""
     out = np.full(call["q_nope"].shape, np.nan, call["q_nope"].dtype)
     try:
         result, lse = mla_decode(**call, return_lse=True, out=out, cfg=FlashMLAConfig(kernel=kernel, **blocks))
@@ -31,6 +30,10 @@ def run(kernel, case, **blocks):
         pytest.skip(own_words(kernel, error))
     assert result is out
     return out, lse
+
+
+def run(kernel, case, **blocks):
+    return decode(kernel, case.arrays(), **blocks)
 
 
 @pytest.mark.parametrize("mla_kernel", KERNELS)
@@ -116,9 +119,8 @@ def test_a_shared_rope_key_is_the_same_as_one_for_each_head(dtype, mla_kernel):
     shared = mla_cases.MlaCase(id="shared", dtype=dtype, heads=24, rope=16)
     call = shared.arrays()
     each = call | {"kpe": np.repeat(call["kpe"][:, :, None], 24, 2)}
-    cfg = FlashMLAConfig(kernel=mla_kernel)
     for arrays in (call, each, call | {"kpe": np.broadcast_to(call["kpe"][:, :, None], each["kpe"].shape)}):
-        judge_of(shared).check(*mla_decode(**arrays, return_lse=True, cfg=cfg))
+        judge_of(shared).check(*decode(mla_kernel, arrays))
 
 
 @pytest.mark.parametrize("mla_kernel", runnable_kernels("mla_decode"))
@@ -134,7 +136,7 @@ def test_nan_stays_in_its_row(dtype, mla_kernel):
     assert np.isnan(judge.out[0, 0, 3]).all()
     assert np.isnan(judge.out[1, 0, 7]).all()
     assert np.isfinite(judge.out[:, :, 9]).all()
-    judge.check(*mla_decode(**call, return_lse=True, cfg=FlashMLAConfig(kernel=mla_kernel)))
+    judge.check(*decode(mla_kernel, call))
 
 
 def test_later_keys_do_not_change_earlier_tokens():
