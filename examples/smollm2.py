@@ -8,6 +8,11 @@ key/value cache that is never copied for it: smollm2_model.py. The 93 MB of weig
 
 It prints the answer as it comes, tokens per second, and how far the logits are from those of the same model with plain
 NumPy attention.
+
+    python examples/smollm2.py --mla 216 --plot ranks.png
+
+answers with latent attention, `attile.mla_decode` on latents of rank 216 instead of keys and values (smollm2_mla.py), and prints cache bytes a
+token and perplexity on a text for several ranks.
 """
 
 import argparse
@@ -18,10 +23,12 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import smollm2_files as files
-from smollm2_model import Config, KVCache, Model, attile_attention, numpy_attention, numpy_attention_float64
+import smollm2_mla as mla
+from smollm2_model import Config, Model, attile_attention, numpy_attention, numpy_attention_float64
 from smollm2_tokenizer import Tokenizer
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -34,7 +41,7 @@ PREFILL_TOKENS = 512
 
 
 class PromptError(ValueError):
-    """The prompt does not fit the model."""
+    """The prompt, or an option, does not fit the model."""
 
 
 # ---------------------------------------------------------------- generation
@@ -91,7 +98,7 @@ def generate(model: Model, prompt: list[int], choose, emit, max_tokens: int, sto
     `tokens`. The logits of the first `keep` tokens are kept.
     """
     run = Run(prompt)
-    cache = KVCache(model.config)
+    cache = model.new_cache()
     start = time.perf_counter()
     for begin in range(0, len(prompt), PREFILL_TOKENS):
         logits = model.forward(prompt[begin : begin + PREFILL_TOKENS], cache)
@@ -160,9 +167,30 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="compare the logits of the first N tokens with NumPy attention; default: %(default)s",
     )
+    parser.add_argument("--mla", type=positive, metavar="R", help="latents of rank R, a multiple of 8, in place of keys and values")
+    parser.add_argument("--rope", type=positive, default=32, metavar="D", help="with --mla: rotated dims of a head; default: %(default)s")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="with --mla: draw perplexity against cache size")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of attile and of NumPy's BLAS; default: theirs")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end instead of text")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.mla and options.plain:
+        parser.error("argument --mla: not allowed with argument --plain")
+    return options
+
+
+def latent_model(options: argparse.Namespace, config: Config, weights: dict[str, np.ndarray], tokenizer: Tokenizer) -> tuple[mla.LatentModel, mla.Split]:
+    """The model with latents of the rank and rotated dims that the options ask for."""
+    if options.rope % mla.RANKS_STEP or options.rope > config.head_dim:
+        raise PromptError(f"--rope must be a multiple of {mla.RANKS_STEP} up to {config.head_dim}, got {options.rope}")
+    parts = mla.split(config, weights, text_ids(tokenizer, mla.CALIBRATION), options.rope)
+    if options.mla % mla.RANKS_STEP or options.mla > parts.full_rank:
+        raise PromptError(f"--mla must be a multiple of {mla.RANKS_STEP} up to {parts.full_rank}, got {options.mla}")
+    return mla.LatentModel(config, weights, parts, options.mla), parts
+
+
+def text_ids(tokenizer: Tokenizer, path: Path) -> list[int]:
+    """A text as the model was trained to see one."""
+    return [tokenizer.ids["<|endoftext|>"], *tokenizer.encode(path.read_text())]
 
 
 def check(run: Run, config: Config, weights: dict[str, np.ndarray]) -> dict:
@@ -198,12 +226,13 @@ def answer(options: argparse.Namespace) -> dict:
         attention = numpy_attention if options.plain else attile_attention
         stop = {tokenizer.ids["<|im_end|>"], tokenizer.ids["<|endoftext|>"]}
         sampler = Sampler(options.temperature, options.seed)
-        keep = 0 if options.plain else options.check
-        run = generate(Model(config, weights, attention), prompt, sampler, show, options.max_tokens, stop, keep)
+        keep = 0 if options.plain or options.mla else options.check
+        model, parts = latent_model(options, config, weights, tokenizer) if options.mla else (Model(config, weights, attention), None)
+        run = generate(model, prompt, sampler, show, options.max_tokens, stop, keep)
         if not options.json:
             print(utf8.decode(b"", final=True), flush=True)
         return {
-            "attention": "numpy" if options.plain else "attile",
+            "attention": "numpy" if options.plain else "attile latent" if options.mla else "attile",
             "prompt": options.prompt,
             "text": tokenizer.decode(run.tokens),
             "prompt_tokens": len(run.prompt),
@@ -211,6 +240,7 @@ def answer(options: argparse.Namespace) -> dict:
             "prefill_tokens_per_s": run.prefill_rate,
             "decode_tokens_per_s": run.decode_rate,
             "check": check(run, config, weights) if run.logits else None,
+            "ranks": mla.table(config, weights, parts, text_ids(tokenizer, mla.PASSAGE), options.mla) if parts else None,
         }
 
 
@@ -236,7 +266,16 @@ def report(figures: dict) -> None:
 
 
 def main() -> None:
-    options = parse_arguments()
+    """The command; a reader that has seen enough, `| head`, ends it quietly."""
+    try:
+        run_command(parse_arguments())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        sys.exit(1)
+
+
+def run_command(options: argparse.Namespace) -> None:
     # A prompt that is not UTF-8, and a terminal that cannot show every character, lose characters, not the run.
     options.prompt, options.system = (os.fsencode(text).decode("utf-8", errors="replace") for text in (options.prompt, options.system))
     sys.stdout.reconfigure(errors="replace")
@@ -250,6 +289,10 @@ def main() -> None:
         print(json.dumps(figures))
     else:
         report(figures)
+        if figures["ranks"]:
+            mla.print_table(figures["ranks"], options.rope)
+    if options.plot and figures["ranks"]:
+        mla.plot(figures["ranks"], options.plot)
 
 
 if __name__ == "__main__":

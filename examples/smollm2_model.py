@@ -80,6 +80,11 @@ class KVCache:
         self.keys, self.values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self.length = 0
 
+    @property
+    def bytes_a_token(self) -> int:
+        """What one token more costs, in all layers."""
+        return sum(x[:, :, 0].nbytes for x in (self.keys, self.values))
+
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more."""
         capacity = self.keys.shape[2]
@@ -151,20 +156,32 @@ class Model:
         names = (name for name in weights if name.startswith(prefix))
         return {name.removeprefix(prefix).removesuffix(".weight"): weights[name] for name in names}
 
+    def new_cache(self) -> KVCache:
+        """An empty cache of this model's kind."""
+        return KVCache(self.config)
+
     def forward(self, tokens: list[int], cache: KVCache) -> np.ndarray:
         """Append `tokens` to the cache; the logits [vocabulary] of what follows the last one."""
+        return self.states(tokens, cache)[-1] @ self.embedding.T
+
+    def states(self, tokens: list[int], cache: KVCache) -> np.ndarray:
+        """Append `tokens` to the cache; their last states [T,C], whose products with the embedding are logits."""
         config, count = self.config, len(tokens)
         cache.reserve(count)
         turns = self.turns[cache.length : cache.length + count]
         x = self.embedding[tokens]
         for i, w in enumerate(self.layers):
-            h = rms_norm(x, w["attn_norm"], config.norm_eps)
-            q = rope((h @ w["attn_q"].T).reshape(count, config.heads_q, config.head_dim), turns)
-            k = rope((h @ w["attn_k"].T).reshape(count, config.heads_k, config.head_dim), turns)
-            v = (h @ w["attn_v"].T).reshape(count, config.heads_k, config.head_dim)
-            keys, values = cache.append(i, k[None], v[None])
-            x = x + self.attention(q[None], keys, values).reshape(count, -1) @ w["attn_output"].T
+            x = x + self.attend(i, rms_norm(x, w["attn_norm"], config.norm_eps), turns, cache) @ w["attn_output"].T
             h = rms_norm(x, w["ffn_norm"], config.norm_eps)
             x = x + (silu(h @ w["ffn_gate"].T) * (h @ w["ffn_up"].T)) @ w["ffn_down"].T
         cache.length += count
-        return rms_norm(x[-1:], self.output_norm, config.norm_eps)[0] @ self.embedding.T
+        return rms_norm(x, self.output_norm, config.norm_eps)
+
+    def attend(self, layer: int, h: np.ndarray, turns: np.ndarray, cache: KVCache) -> np.ndarray:
+        """The heads' outputs side by side [T,Hq*D] for the normalised states h [T,C]."""
+        config, w = self.config, self.layers[layer]
+        q = rope((h @ w["attn_q"].T).reshape(len(h), config.heads_q, config.head_dim), turns)
+        k = rope((h @ w["attn_k"].T).reshape(len(h), config.heads_k, config.head_dim), turns)
+        v = (h @ w["attn_v"].T).reshape(len(h), config.heads_k, config.head_dim)
+        keys, values = cache.append(layer, k[None], v[None])
+        return self.attention(q[None], keys, values).reshape(len(h), -1)

@@ -23,37 +23,12 @@ import smollm2
 import smollm2_files as files
 import smollm2_model as model_parts
 import smollm2_tokenizer
+from tiny_smollm2 import TINY, rms, tiny_weights
 
-TINY = smollm2.Config(layers=2, heads_q=6, heads_k=2, head_dim=16, context=64, rope_base=1e4, norm_eps=1e-5)
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 # ---------------------------------------------------------------- model
-
-
-def tiny_weights(seed=0, vocabulary=96):
-    rng = np.random.default_rng(seed)
-    width, inner = TINY.heads_q * TINY.head_dim, 160
-    narrow = TINY.heads_k * TINY.head_dim
-
-    def matrix(rows, columns):
-        return (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
-
-    weights = {"token_embd.weight": matrix(vocabulary, width) * 8, "output_norm.weight": np.ones(width, np.float32)}
-    for i in range(TINY.layers):
-        shapes = {
-            "attn_q": (width, width),
-            "attn_k": (narrow, width),
-            "attn_v": (narrow, width),
-            "attn_output": (width, width),
-            "ffn_gate": (inner, width),
-            "ffn_up": (inner, width),
-            "ffn_down": (width, inner),
-        }
-        weights |= {f"blk.{i}.{name}.weight": matrix(*shape) * 2 for name, shape in shapes.items()}
-        for name in ("attn_norm", "ffn_norm"):
-            weights[f"blk.{i}.{name}.weight"] = rng.uniform(0.5, 1.5, width).astype(np.float32)
-    return weights
 
 
 @pytest.mark.parametrize("attention", [smollm2.attile_attention, smollm2.numpy_attention])
@@ -97,16 +72,12 @@ def test_rope_scores_depend_on_the_distance_alone():
     assert abs(score(60, 50) - score(10, 1)) > 100 * limit
 
 
-def rms(x):
-    return np.sqrt(np.mean(np.square(x, dtype=np.float64)))
-
-
 def test_prefill_then_decode_is_the_model_with_plain_attention():
     weights = tiny_weights()
     tokens = list(np.random.default_rng(3).integers(0, 96, 40))
 
     def run_with(attention):
-        model, cache = smollm2.Model(TINY, weights, attention), smollm2.KVCache(TINY, capacity=8)
+        model, cache = smollm2.Model(TINY, weights, attention), model_parts.KVCache(TINY, capacity=8)
         return np.array([model.forward(tokens[:23], cache), *(model.forward([t], cache) for t in tokens[23:])])
 
     exact = run_with(smollm2.numpy_attention_float64)
@@ -118,19 +89,19 @@ def test_decode_sees_what_prefill_saw():
     """The logits after a prefix do not depend on how it was cut into calls: keys, positions and masks agree."""
     weights, tokens = tiny_weights(), list(range(5, 42))
     model = smollm2.Model(TINY, weights, smollm2.attile_attention)
-    whole = model.forward(tokens, smollm2.KVCache(TINY))
-    cache = smollm2.KVCache(TINY, capacity=4)
+    whole = model.forward(tokens, model_parts.KVCache(TINY))
+    cache = model_parts.KVCache(TINY, capacity=4)
     for piece in (tokens[:1], tokens[1:20], tokens[20:21], tokens[21:]):
         parts = model.forward(piece, cache)
     assert cache.length == len(tokens)
     # Matrix products of other shapes round otherwise: allow what float64 attention instead of float32 changes, tenfold.
-    noise = np.abs(smollm2.Model(TINY, weights, smollm2.numpy_attention_float64).forward(tokens, smollm2.KVCache(TINY)) - whole).max()
+    noise = np.abs(smollm2.Model(TINY, weights, smollm2.numpy_attention_float64).forward(tokens, model_parts.KVCache(TINY)) - whole).max()
     assert np.abs(whole - parts).max() <= 10 * (noise + np.finfo(np.float32).eps * np.abs(whole).max())
 
 
 def test_a_full_cache_doubles_and_keeps_its_tokens():
     rng = np.random.default_rng(4)
-    cache = smollm2.KVCache(TINY, capacity=4)
+    cache = model_parts.KVCache(TINY, capacity=4)
     written = rng.standard_normal((2, TINY.layers, 1, 11, TINY.heads_k, TINY.head_dim), np.float32)
     capacities = []
     for start, end in ((0, 3), (3, 4), (4, 5), (5, 11)):

@@ -14,7 +14,6 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 pytest.importorskip("tqdm", reason='needs pip install ".[examples]"')
 
 sys.path.insert(0, str(EXAMPLES))
-import minilm_mla
 import minilm_model
 import minilm_tokenizer
 
