@@ -1,6 +1,7 @@
-// The splits of a block's keys, joined: every split left sum_j exp(s_j - max) v_j, its maximum and its sum in float32.
+// The splits of a block's keys, joined: every split left sum_j exp(s_j - max) v_j, its maximum (in base 2) and its sum, in
+// float32.
 //
-//   max = max_s max_s;  out = sum_s w_s out_s / sum_s w_s sum_s,  w_s = exp(max_s - max)
+//   max = max_s max_s;  out = sum_s w_s out_s / sum_s w_s sum_s,  w_s = 2^(max_s - max)
 #pragma once
 
 #include "cuda/generic/softmax.cuh"
@@ -9,15 +10,14 @@ namespace attile::cuda::generic {
 
 inline constexpr int kJoinThreads = 128;
 
-// p: of the kernel that wrote the parts, with splits and column_parts 1; unit: natural units in one of a maximum.
+// p: of the kernel that wrote the parts, with splits and column_parts 1.
 template <class Element, int kTileM>
-__global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constant__ ForwardParams p, int splits, float unit) {
+__global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constant__ ForwardParams p, int splits) {
   const Work w = find_work<kTileM>(p, blockIdx.x);
   if (w.clear >= 0) return;
   const int lane = threadIdx.x % 32;
   const int64_t part_size = static_cast<int64_t>(kTileM) * (p.head_dim_v + 2);
   const float* parts = p.parts + static_cast<int64_t>(w.unit) * splits * part_size;
-  const float factor = unit * kLog2E;
   for (int row = threadIdx.x / 32; row < w.stored; row += kJoinThreads / 32) {
     const bool attends = row < w.count;
     const float* maxima = parts + kTileM * p.head_dim_v + row;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constan
       for (int s = 0; s < splits; ++s) max = fmaxf(max, maxima[s * part_size]);
       for (int s = 0; s < splits; ++s) {
         const float own = maxima[s * part_size];
-        sum += maxima[s * part_size + kTileM] * (own == -INFINITY ? 1.f : ptx::exp2_approx((own - max) * factor));
+        sum += maxima[s * part_size + kTileM] * (own == -INFINITY ? 1.f : ptx::exp2_approx(own - max));
       }
     }
     const bool seen = attends && sum != 0.f;
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constan
       const bool two = column + 1 < p.head_dim_v;
       float x = 0.f, y = 0.f;
       for (int s = 0; seen && s < splits; ++s) {
-        const float own = maxima[s * part_size], weight = own == -INFINITY ? 1.f : ptx::exp2_approx((own - max) * factor);
+        const float own = maxima[s * part_size], weight = own == -INFINITY ? 1.f : ptx::exp2_approx(own - max);
         const float* from = parts + s * part_size + row * p.head_dim_v + column;
         x += weight * from[0];
         if (two) y += weight * from[1];
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constan
     }
     if (p.lse && lane == 0)
       p.lse[w.q_batch * p.lse_batch + head * p.lse_head + (w.q_first + position) * p.lse_row] =
-          attends ? final_lse(max, sum, unit) : -INFINITY;
+          attends ? final_lse(max, sum) : -INFINITY;
   }
 }
 

@@ -3,8 +3,8 @@
 //
 //   for tiles:  S = Q K^T;  scores;  softmax;  O = alpha O + P V
 //
-// K and V have a buffer each: V of a tile comes while its scores are computed, K of the next during softmax and P V. S and P never
-// leave the registers. Cost of a tile: 2 kTileM kTileN (D + Dv) operations on tensor cores, kTileM kTileN exp2, kTileN (D + Dv)
+// K and V have a buffer each: V of a tile comes while its scores are computed, K of the next during softmax and P V; or two each, and
+// both come a tile ahead. S and P never leave the registers. Cost of a tile: 2 kTileM kTileN (D + Dv) operations on tensor cores, kTileM kTileN exp2, kTileN (D + Dv)
 // elements from L2.
 #pragma once
 
@@ -64,9 +64,9 @@ struct Block {
     constexpr int kBytes = Traits::kDim * Element::kBytes;
     load_keys<kBytes>(k + stage * Traits::kKBytes, rows, p.k, key, part * kBytes, p.head_dim * Element::kBytes - part * kBytes);
   }
-  __device__ __forceinline__ void load_v(const Keys& rows, int key) const {
+  __device__ __forceinline__ void load_v(const Keys& rows, int key, int stage) const {
     constexpr int kBytes = kColumns * Element::kBytes;
-    load_keys<kBytes>(v, rows, p.v, key, w.column_part * kBytes, p.head_dim_v * Element::kBytes - w.column_part * kBytes);
+    load_keys<kBytes>(v + stage * Traits::kVBytes, rows, p.v, key, w.column_part * kBytes, p.head_dim_v * Element::kBytes - w.column_part * kBytes);
   }
 
   // O and the state of the warp's rows, over the keys of the range. rows: of the general variant. first: the lane's first row.
@@ -85,35 +85,49 @@ struct Block {
     const bool bias_ahead = Traits::kGeneral && p.bias.data && p.bias.pairs;
     load_q(0, 0);
     load_k(k_rows, keys.begin, 0, 0);
+    if (Traits::kDouble) load_v(v_rows, keys.begin, 0);
     if (bias_ahead) words.load(p, w, rows, keys.begin);
     int stage = 0;
     for (int key = keys.begin; key < keys.end; key += kN) {
       const bool needed = key < some.end && key + kN > some.begin;
       float s[kM][kN / 8][4] = {};
 
-      for (int part = 0; part < parts; ++part) {
+      const bool more = key + kN < keys.end;
+      const auto multiply = [&](int part) {
+        const int steps = (min(p.head_dim - part * Traits::kDim, Traits::kDim) * Element::kBytes + 31) / 32;
+        scores_product<Element, kM, kN, kSteps, (Traits::kGeneral && Traits::kDim > 128), Traits::kRowBytes>(s, q_lane + (Traits::kStreamed ? stage * Traits::kQBytes : 0),
+                                                                                    k_lane + stage * Traits::kKBytes, steps, p.exact);
+      };
+      if constexpr (Traits::kDouble) {
         ptx::cp_async_wait();
         __syncthreads();
-        if (Traits::kStreamed && part + 1 < parts) {
-          load_q(stage ^ 1, part + 1);
-          load_k(k_rows, key, stage ^ 1, part + 1);
-        } else {
-          load_v(v_rows, key);
+        if (more) {
+          load_k(k_rows, key + kN, stage ^ 1, 0);
+          load_v(v_rows, key + kN, stage ^ 1);
         }
-        if (needed) {
-          const int steps = (min(p.head_dim - part * Traits::kDim, Traits::kDim) * Element::kBytes + 31) / 32;
-          scores_product<Element, kM, kN, kSteps, Traits::kGeneral, Traits::kRowBytes>(s, q_lane + stage * Traits::kQBytes,
-                                                                                      k_lane + stage * Traits::kKBytes, steps, p.exact);
+        if (needed) multiply(0);
+      } else {
+        for (int part = 0; part < parts; ++part) {
+          ptx::cp_async_wait();
+          __syncthreads();
+          if (Traits::kStreamed && part + 1 < parts) {
+            load_q(stage ^ 1, part + 1);
+            load_k(k_rows, key, stage ^ 1, part + 1);
+          } else {
+            load_v(v_rows, key, 0);
+          }
+          if (needed) multiply(part);
+          if (Traits::kStreamed) stage ^= 1;
         }
-        if (Traits::kStreamed) stage ^= 1;
+        ptx::cp_async_wait();
+        __syncthreads();
+        if (more) {
+          if (Traits::kStreamed) load_q(stage, 0);
+          load_k(k_rows, key + kN, stage, 0);
+        }
       }
-      ptx::cp_async_wait();
-      __syncthreads();
-      const bool more = key + kN < keys.end;
-      if (more) {
-        if (Traits::kStreamed) load_q(stage, 0);
-        load_k(k_rows, key + kN, stage, 0);
-      }
+      const uint32_t values = v + (Traits::kDouble ? stage * Traits::kVBytes : 0);
+      if (Traits::kDouble) stage ^= 1;
       if constexpr (Traits::kGeneral) {
         if (needed) finish_scores<kM, kN>(p, w, rows, words, key, s);
         if (bias_ahead && more) words.load(p, w, rows, key + kN);
@@ -128,14 +142,11 @@ struct Block {
           apply_band<kM, kN>(w.band, LaneRows<kM>(p, w, first), key, s);
         }
       }
-      if constexpr (Traits::kGeneral) {
-        softmax_natural(s, state, alpha);
+      softmax(s, state, p.scale_log2, p.lazy, alpha);
+      if constexpr (Traits::kGeneral)
         if (p.dropout) apply_dropout<kM, kN>(p, w, rows, key, s);
-      } else {
-        softmax_scaled(s, state, p.scale_log2, alpha);
-      }
       scale_rows(o, alpha);
-      values_product<Element, kM, kN, kColumns, Traits::kGeneral, Traits::kRowBytesV>(o, s, v, p.head_dim_v - w.column_part * kColumns, p.exact);
+      values_product<Element, kM, kN, kColumns, (Traits::kGeneral && kColumns > 128), Traits::kRowBytesV>(o, s, values, p.head_dim_v - w.column_part * kColumns, p.exact);
     }
   }
 };
@@ -174,7 +185,6 @@ __device__ __forceinline__ void finish_rows(const ForwardParams& p, const Work& 
       if (row >= w.stored) continue;
       const bool attends = row < w.count;
       const int position = (w.first + row) / p.group, head = w.head_k * p.group + (w.first + row) - position * p.group;
-      const float unit = Traits::kGeneral ? 1.f : kLn2;
       factor *= final_factor(p, sum);
       const bool seen = attends && sum != 0.f;
       char* out = p.out.data + w.q_batch * p.out.batch + (w.q_first + position) * p.out.row + head * p.out.head;
@@ -187,7 +197,7 @@ __device__ __forceinline__ void finish_rows(const ForwardParams& p, const Work& 
       }
       if (p.lse && threadIdx.x % 4 == 0 && w.column_part == 0)
         p.lse[w.q_batch * p.lse_batch + head * p.lse_head + (w.q_first + position) * p.lse_row] =
-            attends ? final_lse(max, sum, unit) : -INFINITY;
+            attends ? final_lse(max, sum) : -INFINITY;
     }
 }
 
@@ -215,7 +225,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) forward_ker
   SoftmaxState<Traits::kM> state;
   const KeyRange keys = find_keys<Traits::kTileN>(p, w);
   if (keys.begin < keys.end)
-    Block<Traits>{p, w, base, base + Traits::kStages * Traits::kQBytes, base + Traits::kStages * (Traits::kQBytes + Traits::kKBytes)}.attend(
+    Block<Traits>{p, w, base, base + Traits::kStagesQ * Traits::kQBytes,
+                  base + Traits::kStagesQ * Traits::kQBytes + Traits::kStagesK * Traits::kKBytes}.attend(
         keys, rows, first, o, state);
   finish_rows<Traits>(p, w, rows, first, o, state);
 }

@@ -55,7 +55,8 @@ struct ForwardParams {
   int64_t pages_batch;
   int32_t page_size, page_count;
 
-  float scale, scale_log2;  // softmax_scale, and times log2(e)
+  float scale, scale_log2;  // softmax_scale; what takes finished scores to base 2
+  float lazy;               // by how much, in base 2, scores may exceed the maximum before it moves
   int32_t left, right;      // band, at most kUnlimited
   bool bottom_right;
   bool exact;  // float32: three TF32 products, else one

@@ -5,38 +5,40 @@
 //   streamed  general, for head dims above 256: Q and K pass through shared memory in parts of 64 dims, a block has 256 (float32:
 //             128) columns of V and the parts compute the same scores
 //
-// Sizes are chosen so that a block needs no more than 99 KB of shared memory, which every GPU since sm_80 has, and no registers
-// spill.
+// A block needs no more than 99 KB of shared memory, which every GPU since sm_80 has.
 #pragma once
 
 namespace attile::cuda::generic {
 
 enum class Variant { plain, general, streamed };
 
-// kM: 16-row fragments of a warp. kDim, kDimV: padded head dims, streamed: those of a part.
-template <class Element_, Variant kVariant_, int kWarps_, int kM_, int kTileN_, int kDim_, int kDimV_, int kBlocks_>
+// kM: 16-row fragments of a warp. kDim, kDimV: padded head dims, streamed: those of a part. kBlocks: on a multiprocessor.
+// kBuffers: of K and V; with two of each a tile has one barrier, not two.
+template <class Element_, Variant kVariant_, int kWarps_, int kM_, int kTileN_, int kDim_, int kDimV_, int kBlocks_, int kBuffers_ = 1>
 struct ForwardTraits {
   using Element = Element_;
   static constexpr Variant kVariant = kVariant_;
   static constexpr bool kGeneral = kVariant != Variant::plain, kStreamed = kVariant == Variant::streamed;
   static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps, kM = kM_, kTileM = 16 * kM * kWarps, kTileN = kTileN_;
-  static constexpr int kDim = kDim_, kDimV = kDimV_, kBlocks = kBlocks_;  // kBlocks: on a multiprocessor
+  static constexpr int kDim = kDim_, kDimV = kDimV_, kBlocks = kBlocks_;
+  static constexpr bool kDouble = kBuffers_ == 2;
 
   static constexpr int kPadding = 16;
   static constexpr int kRowBytes = kDim * Element::kBytes + kPadding, kRowBytesV = kDimV * Element::kBytes + kPadding;
-  static constexpr int kStages = kStreamed ? 2 : 1;
+  static_assert(!(kStreamed && kDouble));
+  static constexpr int kStagesQ = kStreamed ? 2 : 1, kStagesK = kStreamed || kDouble ? 2 : 1, kStagesV = kDouble ? 2 : 1;
   static constexpr int kQBytes = kTileM * kRowBytes, kKBytes = kTileN * kRowBytes, kVBytes = kTileN * kRowBytesV;
-  static constexpr int kSharedBytes = kStages * (kQBytes + kKBytes) + kVBytes;
+  static constexpr int kSharedBytes = kStagesQ * kQBytes + kStagesK * kKBytes + kStagesV * kVBytes;
   static_assert(kSharedBytes <= 99 << 10);
 };
 
-// warps, kM, keys, dims, columns of V, blocks
-template <class Element> using Plain64 = ForwardTraits<Element, Variant::plain, 4, 2, 64, 64, 64, 2>;
+// warps, kM, keys, dims, columns of V, blocks, buffers
+template <class Element> using Plain64 = ForwardTraits<Element, Variant::plain, 4, 1, 64, 64, 64, 4, 2>;
 template <class Element> using Plain96 = ForwardTraits<Element, Variant::plain, 4, 2, 64, 96, 96, 2>;
 template <class Element> using Plain128 = ForwardTraits<Element, Variant::plain, 4, 2, 64, 128, 128, 2>;
 template <class Element> using Plain192 = ForwardTraits<Element, Variant::plain, 4, 1, 64, 192, 192, 2>;
 template <class Element> using Plain256 = ForwardTraits<Element, Variant::plain, 4, 1, 48, 256, 256, 2>;
-template <class Element> using General64 = ForwardTraits<Element, Variant::general, 4, 1, 64, 64, 64, 3>;
+template <class Element> using General64 = ForwardTraits<Element, Variant::general, 4, 1, 64, 64, 64, 3, 2>;
 template <class Element> using General128 = ForwardTraits<Element, Variant::general, 4, 1, 64, 128, 128, 2>;
 template <class Element> using General256 = ForwardTraits<Element, Variant::general, 4, 1, 48, 256, 256, 2>;
 template <class Element> using Streamed = ForwardTraits<Element, Variant::streamed, 4, 1, 32, 64, 256, 2>;

@@ -90,15 +90,38 @@ __device__ __forceinline__ float biased(float s, float scale, float bias, bool c
   return !capped && bias == -INFINITY ? bias : fmaf(s, scale, bias);
 }
 
+// The smallest of both halves of the words, -inf if one is.
+template <class Pair, int kM, int kN>
+__device__ __forceinline__ bool has_minus_infinity(const BiasWords<kM, kN>& words) {
+  Pair least = reinterpret_cast<const Pair&>(words.word[0][0][0]);
+  for_each_pair<kM, kN>([&](int m, int r, int n) { least = __hmin2(least, reinterpret_cast<const Pair&>(words.word[m][r][n])); });
+  return fminf(static_cast<float>(least.x), static_cast<float>(least.y)) == -INFINITY;
+}
+
+template <class Element, class Pair, int kM, int kN>
+__device__ __forceinline__ void add_bias_words_of(const ForwardParams& p, const BiasWords<kM, kN>& words, float (&s)[kM][kN / 8][4]) {
+  if (p.softcap == 0.f && has_minus_infinity<Pair, kM, kN>(words)) {
+    for_each_pair<kM, kN>([&](int m, int r, int n) {
+      const float2 bias = Element::unpack(words.word[m][r][n]);
+      s[m][n][2 * r] = biased(s[m][n][2 * r], p.scale, bias.x, false);
+      s[m][n][2 * r + 1] = biased(s[m][n][2 * r + 1], p.scale, bias.y, false);
+    });
+    return;
+  }
+  for_each_pair<kM, kN>([&](int m, int r, int n) {
+    const float2 bias = Element::unpack(words.word[m][r][n]);
+    s[m][n][2 * r] = fmaf(s[m][n][2 * r], p.scale, bias.x);
+    s[m][n][2 * r + 1] = fmaf(s[m][n][2 * r + 1], p.scale, bias.y);
+  });
+}
+
 template <int kM, int kN>
 __device__ __forceinline__ void add_bias_words(const ForwardParams& p, const BiasWords<kM, kN>& words, float (&s)[kM][kN / 8][4]) {
-  const bool capped = p.softcap != 0.f, bf16 = p.bias.dtype == DType::bf16;
-  for_each_pair<kM, kN>([&](int m, int r, int n) {
-    const uint32_t x = words.word[m][r][n];
-    const float2 bias = bf16 ? Bf16::unpack(x) : F16::unpack(x);
-    s[m][n][2 * r] = biased(s[m][n][2 * r], p.scale, bias.x, capped);
-    s[m][n][2 * r + 1] = biased(s[m][n][2 * r + 1], p.scale, bias.y, capped);
-  });
+  if (p.bias.dtype == DType::bf16) {
+    add_bias_words_of<Bf16, __nv_bfloat162, kM, kN>(p, words, s);
+  } else {
+    add_bias_words_of<F16, __half2, kM, kN>(p, words, s);
+  }
 }
 
 template <class T, int kM, int kN, class Convert>

@@ -1,10 +1,9 @@
-// Online softmax of a tile of scores:
+// Online softmax of a tile of scores, in base 2:
 //
-//   max' = max(max, s_j);  alpha = exp(max - max');  p_j = exp(s_j - max');  sum' = alpha sum + sum_j p_j
+//   max' = max(max, c s_j);  alpha = 2^(max - max');  p_j = 2^(c s_j - max');  sum' = alpha sum + sum_j p_j
 //
-// Two forms. Scores as Q K^T left them are scaled within exp2 (one fma an element); the maximum is kept in base 2, and moves only
-// when it would grow by more than 2^8: a maximum that is a little old costs nothing, and rows are rarely rescaled. Scores in
-// natural units have the scale, a bias or a cap behind them; their maximum is exact, for out without normalisation shows it.
+// c takes scores to base 2: log2(e), times softmax_scale where scores are as Q K^T left them. The maximum moves only when it would grow by
+// more than `lazy`: one that is a little old costs nothing, and rows are rarely rescaled; 0 where out is not normalized and shows it.
 //
 // Where nothing has been seen the maximum is -inf and 0 is subtracted instead. The comparisons drop NaN from the maximum; it comes
 // back through p and so reaches sum and out of that row alone.
@@ -65,9 +64,9 @@ __device__ __forceinline__ float max_of_lane(const float (&s)[kM][kN][4], int m,
   return fmaxf(x, y);
 }
 
-// s <- p = exp2(factor s - offset), or exp2(factor (s - offset)); their sum is added to the state.
-template <bool kSubtractFirst, int kM, int kN>
-__device__ __forceinline__ void exponentiate(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float factor, const float (&offset)[kM][2]) {
+// s <- p = exp2(c s - offset); their sum is added to the state.
+template <int kM, int kN>
+__device__ __forceinline__ void exponentiate(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float c, const float (&offset)[kM][2]) {
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -78,17 +77,17 @@ __device__ __forceinline__ void exponentiate(float (&s)[kM][kN][4], SoftmaxState
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = s[m][n][2 * r + e];
-          x = ptx::exp2_approx(kSubtractFirst ? (x - offset[m][r]) * factor : fmaf(x, factor, -offset[m][r]));
+          x = ptx::exp2_approx(fmaf(x, c, -offset[m][r]));
           sum[e] += x;
         }
       state.sum[m][r] += sum[0] + sum[1];
     }
 }
 
-// Scores as Q K^T left them; scale_log2 > 0.
+// s <- p; c > 0.
 template <int kM, int kN>
-__device__ __forceinline__ void softmax_scaled(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float scale_log2, float (&alpha)[kM][2]) {
-  constexpr float kLazy = 8.f, kSteep = 65536.f;
+__device__ __forceinline__ void softmax(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float c, float lazy, float (&alpha)[kM][2]) {
+  constexpr float kSteep = 65536.f;
   float top[kM][2], offset[kM][2];
   bool steep = false;
 #pragma unroll
@@ -96,7 +95,7 @@ __device__ __forceinline__ void softmax_scaled(float (&s)[kM][kN][4], SoftmaxSta
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       top[m][r] = max_of_row(max_of_lane(s, m, r));
-      offset[m][r] = top[m][r] * scale_log2;
+      offset[m][r] = top[m][r] * c;
       steep = steep || (fabsf(offset[m][r]) > kSteep && top[m][r] != -INFINITY);
     }
   // Maxima so large that their rounding in base 2 would show: scores are taken relative to them first, exactly.
@@ -118,31 +117,14 @@ __device__ __forceinline__ void softmax_scaled(float (&s)[kM][kN][4], SoftmaxSta
   for (int m = 0; m < kM; ++m)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float before = state.max[m][r], now = offset[m][r] - before > kLazy ? offset[m][r] : before;
+      const float before = state.max[m][r], now = offset[m][r] - before > lazy ? offset[m][r] : before;
       offset[m][r] = now == -INFINITY ? 0.f : now;
       alpha[m][r] = ptx::exp2_approx(before - offset[m][r]);
       state.max[m][r] = now;
       state.sum[m][r] *= alpha[m][r];
       offset[m][r] -= origin[m][r];
     }
-  exponentiate<false>(s, state, scale_log2, offset);
-}
-
-// Scores in natural units.
-template <int kM, int kN>
-__device__ __forceinline__ void softmax_natural(float (&s)[kM][kN][4], SoftmaxState<kM>& state, float (&alpha)[kM][2]) {
-  float offset[kM][2];
-#pragma unroll
-  for (int m = 0; m < kM; ++m)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float before = state.max[m][r], now = fmaxf(before, max_of_row(max_of_lane(s, m, r)));
-      offset[m][r] = now == -INFINITY ? 0.f : now;
-      alpha[m][r] = ptx::exp2_approx((before - offset[m][r]) * kLog2E);
-      state.max[m][r] = now;
-      state.sum[m][r] *= alpha[m][r];
-    }
-  exponentiate<true>(s, state, kLog2E, offset);
+  exponentiate(s, state, c, offset);
 }
 
 // p becomes 0 where dropped; NaN stays. A call of Philox serves rows i and i + 8 and keys j and j + 1, which is what a lane holds
@@ -166,28 +148,28 @@ __device__ __forceinline__ void apply_dropout(const ForwardParams& p, const Work
     }
 }
 
-// The sinks of a head join a row: in natural units.
+// In base 2.
 __device__ __forceinline__ float read_sink(const ForwardParams& p, int head, int n) {
   const char* at = p.sinks + head * p.sink_head + n * p.sink_next;
   switch (p.sink_dtype) {
     case DType::bf16:
-      return __uint_as_float(static_cast<uint32_t>(load_unaligned<uint16_t>(at)) << 16);
+      return kLog2E * __uint_as_float(static_cast<uint32_t>(load_unaligned<uint16_t>(at)) << 16);
     case DType::f16:
-      return __half2float(__ushort_as_half(load_unaligned<uint16_t>(at)));
+      return kLog2E * __half2float(__ushort_as_half(load_unaligned<uint16_t>(at)));
     case DType::f32:
-      return __uint_as_float(load_unaligned<uint32_t>(at));
+      return kLog2E * __uint_as_float(load_unaligned<uint32_t>(at));
     default:
-      return __double2float_rn(__longlong_as_double(static_cast<long long>(load_unaligned<uint64_t>(at))));
+      return kLog2E * __double2float_rn(__longlong_as_double(static_cast<long long>(load_unaligned<uint64_t>(at))));
   }
 }
 
-// Returns what out must be multiplied by.
+// The sinks of a head join a row. Returns what out must be multiplied by.
 __device__ __forceinline__ float join_sinks(const ForwardParams& p, int head, float& max, float& sum) {
   float top = max;
   for (int n = 0; n < p.sink_count; ++n) top = fmaxf(top, read_sink(p, head, n));
-  const float base = top == -INFINITY ? 0.f : top, own = ptx::exp2_approx((max - base) * kLog2E);
+  const float base = top == -INFINITY ? 0.f : top, own = ptx::exp2_approx(max - base);
   sum *= own;
-  for (int n = 0; n < p.sink_count; ++n) sum += ptx::exp2_approx((read_sink(p, head, n) - base) * kLog2E);
+  for (int n = 0; n < p.sink_count; ++n) sum += ptx::exp2_approx(read_sink(p, head, n) - base);
   max = top;
   return own;
 }
@@ -198,10 +180,10 @@ __device__ __forceinline__ float final_factor(const ForwardParams& p, float sum)
   return p.unnormalized ? p.dropout_scale : p.dropout_scale / sum;
 }
 
-// unit: natural units in one of `max`.
-__device__ __forceinline__ float final_lse(float max, float sum, float unit) {
+// Natural.
+__device__ __forceinline__ float final_lse(float max, float sum) {
   if (sum == 0.f) return -INFINITY;
-  return (max == -INFINITY ? 0.f : max * unit) + logf(sum);
+  return (max == -INFINITY ? 0.f : max * kLn2) + logf(sum);
 }
 
 }  // namespace attile::cuda::generic

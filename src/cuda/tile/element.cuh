@@ -5,7 +5,6 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
-#include <cstring>
 
 #include "cuda/ptx/mma.cuh"
 
@@ -14,6 +13,7 @@ namespace attile::cuda {
 struct Bf16 {
   using Storage = uint16_t;
   static constexpr int kBytes = 2;
+  static constexpr Storage kExponent = 0x7f80;
   static __device__ __forceinline__ uint32_t pack(float x, float y) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
     return reinterpret_cast<const uint32_t&>(pair);
@@ -25,6 +25,7 @@ struct Bf16 {
 struct F16 {
   using Storage = uint16_t;
   static constexpr int kBytes = 2;
+  static constexpr Storage kExponent = 0x7c00;
   static __device__ __forceinline__ uint32_t pack(float x, float y) {
     const __half2 pair = __floats2half2_rn(x, y);
     return reinterpret_cast<const uint32_t&>(pair);
@@ -36,15 +37,17 @@ struct F16 {
 struct F32 {
   using Storage = uint32_t;
   static constexpr int kBytes = 4;
+  static constexpr Storage kExponent = 0x7f800000;
 };
 
-// An element at any address.
+// An unsigned number at any address.
 template <class T>
 __device__ __forceinline__ T load_unaligned(const char* p) {
-  T x;
   if ((reinterpret_cast<uintptr_t>(p) & (sizeof(T) - 1)) == 0) return *reinterpret_cast<const T*>(p);
-  for (int i = 0; i < static_cast<int>(sizeof(T)); ++i) reinterpret_cast<char*>(&x)[i] = p[i];
-  return x;
+  uint64_t x = 0;
+#pragma unroll 1
+  for (int i = 0; i < static_cast<int>(sizeof(T)); ++i) x |= static_cast<uint64_t>(static_cast<uint8_t>(p[i])) << (8 * i);
+  return static_cast<T>(x);
 }
 
 template <class T>
@@ -53,6 +56,7 @@ __device__ __forceinline__ void store_unaligned(char* p, T x) {
     *reinterpret_cast<T*>(p) = x;
     return;
   }
+#pragma unroll 1
   for (int i = 0; i < static_cast<int>(sizeof(T)); ++i) p[i] = static_cast<char>(static_cast<uint64_t>(x) >> (8 * i));
 }
 

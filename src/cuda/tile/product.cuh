@@ -38,7 +38,7 @@ __device__ __forceinline__ Tf32Pair split_tf32(float x) {
   return {hi, fabsf(__uint_as_float(hi)) < INFINITY ? __float_as_uint(rest) : 0u};
 }
 
-// Steps of 32 bytes of dims; kSteps are compiled, `steps` are run. q, k: addresses with lane offsets.
+// Steps of 32 bytes of dims. q, k: addresses with lane offsets. kTrim: of the kSteps compiled `steps` are enough; tested every four.
 template <class Element, int kM, int kN, int kSteps, bool kTrim, uint32_t kStride>
 __device__ __forceinline__ void scores_product(float (&s)[kM][kN / 8][4], uint32_t q, uint32_t k, int steps, bool exact) {
   if constexpr (Element::kBytes == 2) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void scores_product(float (&s)[kM][kN / 8][4], uint32
     load_b(0);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      if (kTrim && step >= steps) break;
+      if (kTrim && step % 4 == 0 && step >= steps) break;
 #pragma unroll
       for (int n = 0; n < kKeys; ++n) {
         const int i = step * kKeys + n;
@@ -116,7 +116,7 @@ __device__ __forceinline__ void scores_product(float (&s)[kM][kN / 8][4], uint32
   }
 }
 
-// v: the tile's address, without lane offset; `columns`: those of V that exist.
+// v: the tile's address, without lane offset. kTrim: of the kColumns of V compiled `columns` exist; tested every 64.
 template <class Element, int kM, int kN, int kColumns, bool kTrim, uint32_t kStride>
 __device__ __forceinline__ void values_product(float (&o)[kM][kColumns / 8][4], const float (&p)[kM][kN / 8][4], uint32_t v, int columns,
                                                bool exact) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void values_product(float (&o)[kM][kColumns / 8][4], 
     constexpr int kParts = kColumns / 16;
     uint32_t b[2][4];
     const auto load_b = [&](int i) { ptx::ldmatrix_x4_trans(b[i % 2], v + i / kParts * 16 * kStride + i % kParts * 32); };
-    if (!kTrim) load_b(0);
+    load_b(0);
 #pragma unroll
     for (int step = 0; step < kN / 16; ++step) {
       uint32_t a[kM][4];
@@ -134,15 +134,12 @@ __device__ __forceinline__ void values_product(float (&o)[kM][kColumns / 8][4], 
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           a[m][i] = Element::pack(p[m][2 * step + i / 2][2 * (i % 2)], p[m][2 * step + i / 2][2 * (i % 2) + 1]);
+      if (kTrim && step > 0) load_b(step * kParts);
 #pragma unroll
       for (int n = 0; n < kParts; ++n) {
-        if (kTrim && n * 16 >= columns) break;
+        if (kTrim && n % 4 == 0 && n * 16 >= columns) break;
         const int i = step * kParts + n;
-        if (kTrim) {
-          load_b(i);
-        } else if (i + 1 < kN / 16 * kParts) {
-          load_b(i + 1);
-        }
+        if (kTrim ? n + 1 < kParts : i + 1 < kN / 16 * kParts) load_b(i + 1);
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
           Element::mma(o[m][2 * n], a[m], b[i % 2][0], b[i % 2][1]);
