@@ -178,13 +178,13 @@ __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t 
   }
   const auto run = [&](auto load_key) __attribute__((always_inline)) {
 #if ATTILE_ISA_BF16_PAIRS
-    for (int64_t j = 0; j < keys; j += 2) {
+    const auto two = [&](int64_t j, auto load_second) __attribute__((always_inline)) {
       ahead.template ask<2 * kUnits * sizeof(Raw)>();
       const float* pair = p + (j / kKeys * W + j % kKeys) / 2;
       Vec<T> x[kVectors];
 #pragma GCC unroll 16
       for (int unit = 0; unit < kUnits; ++unit) {
-        const Raw a = load_key(rows[j] + offset + unit * sizeof(Raw)), b = load_key(rows[j + 1] + offset + unit * sizeof(Raw));
+        const Raw a = load_key(rows[j] + offset + unit * sizeof(Raw)), b = load_second(rows[j + 1] + offset + unit * sizeof(Raw));
         x[2 * unit] = Format::value_pairs(a, b, 0);
         x[2 * unit + 1] = Format::value_pairs(a, b, 1);
       }
@@ -194,7 +194,10 @@ __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t 
 #pragma GCC unroll 16
         for (int i = 0; i < kVectors; ++i) sum[r][i] = dot_pairs(x[i], weight, sum[r][i]);
       }
-    }
+    };
+    int64_t j = 0;
+    for (; j + 2 <= keys; j += 2) two(j, load_key);
+    if (j < keys) two(j, [](const char*) { return Raw{}; });  // its weight is 0, which an infinite value would make NaN
 #else
     const auto one = [&](int64_t j, const T* at) __attribute__((always_inline)) {
       const char* key = rows[j] + offset;
