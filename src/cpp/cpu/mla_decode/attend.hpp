@@ -66,6 +66,9 @@ struct DecodeTile {
   static T* at(char* scratch, size_t offset) { return reinterpret_cast<T*>(scratch + offset); }
 };
 
+// core/dtype.hpp's table would be data of every level.
+inline int64_t input_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
 inline DType pair_dtype(const Unit& u) { return kBf16Pairs ? DType::f32 : u.dtype; }
 
 template <class T>
@@ -103,7 +106,7 @@ inline void pack_decode_tile(const MlaDecodeUnit& m, const DecodeScratch<T>& lay
 template <class T>
 inline bool find_spaced(const MlaDecodeUnit& m, const KeyRow* rows, int64_t keys, SpacedKeys<T>& k) {
   const bool shared = m.shape.rope_heads == 1;
-  if (kBf16Pairs || size_of(m.base.dtype) != sizeof(T) || m.shape.latent % kChunk != 0 || keys % kBlockStep != 0) return false;
+  if (kBf16Pairs || input_bytes(m.base.dtype) != sizeof(T) || m.shape.latent % kChunk != 0 || keys % kBlockStep != 0) return false;
   const int64_t ckv = rows[1].ckv - rows[0].ckv, kpe = rows[1].kpe - rows[0].kpe, size = sizeof(T);
   bool even = (ckv % size == 0) & (kpe % size == 0);
   for (int64_t j = 1; j < keys; ++j) even &= (rows[j].ckv - rows[j - 1].ckv == ckv) & (rows[j].kpe - rows[j - 1].kpe == kpe);
@@ -173,7 +176,7 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
   if (m.shape.latent / kPair % kChunk != 0) __builtin_memset(tile.k, 0, layout.latent_dim * layout.k_rows * sizeof(T));
   begin_state<T>(u, padded_rows);
   Prefetcher prefetch(reinterpret_cast<Prefetcher::Run*>(m.scratch + layout.runs));
-  const int64_t size = static_cast<int64_t>(size_of(u.dtype)), rope_bytes = m.shape.rope * m.shape.rope_heads * size;
+  const int64_t size = input_bytes(u.dtype), rope_bytes = m.shape.rope * m.shape.rope_heads * size;
   const auto end_of = [&](int64_t begin) { return begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end; };
   KeyRow* next = tile.keys + u.block_k;
   if (u.key_begin < u.key_end) find_keys(m, u.key_begin, end_of(u.key_begin), next);
