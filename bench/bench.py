@@ -5,7 +5,7 @@
     python bench/bench.py decode --save run.json --plot run.png
     python bench/bench.py forward --time-limit 60  fewer repeats, about so many seconds
     python bench/bench.py compare old.json new.json
-    python bench/bench.py readme --from run.json   the tables of README.md
+    python bench/bench.py readme --from run.json --into README.md
 
 An answer is checked against the float64 reference before it is timed. Times are medians of interleaved repeats; operations are counted from
 the mask; percentages are of what roofline.py measures in the same run with the same number of threads: the multiply-adds (bfloat16: the
@@ -59,7 +59,11 @@ def main(arguments=None):
     if args.suite[0] == "compare":
         return print(report.comparison(*map(report.load, args.suite[1:])))
     if args.suite[0] == "readme":
-        return print(report.readme([report.load(path) for path in args.source]))
+        tables = report.readme([report.load(path) for path in args.source])
+        if args.into is None:
+            return print(tables)
+        args.into.write_text(report.insert(args.into.read_text(), tables))
+        return None
     run, failed = {"machine": machine(), "clock": args.clock, "peaks": {}, "cases": []}, []
     print(report.machine_line(run["machine"]), flush=True)
     for suite in args.suite:
@@ -172,6 +176,7 @@ def parse_arguments(arguments):
     parser.add_argument("--save", help="write everything to this JSON file")
     parser.add_argument("--plot", help="draw the run into this PNG file (needs matplotlib)")
     parser.add_argument("--from", dest="source", nargs="+", default=[], help="saved runs for readme")
+    parser.add_argument("--into", type=Path, help="the file whose marked part readme replaces; default: print")
     args = parser.parse_args(arguments)
     if args.suite[0] == "compare":
         if len(args.suite) != 3:

@@ -86,6 +86,18 @@ def readme(runs):
     return "\n\n".join(parts)
 
 
+BEGIN, END = "<!-- figures of bench.py readme -->", "<!-- end of figures -->"
+
+
+def insert(text, tables):
+    """A document with the tables between its two marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"the file lacks {BEGIN} or {END}")
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
 def rate(row):
     if row["suite"] == "overhead":
         return f"{1e3 * row['ms']:.1f} us"
@@ -139,6 +151,6 @@ def plot(run, path):
         axis.tick_params(labelsize=7)
         axis.invert_yaxis()
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour[name]) for name in names]
-    figure.legend(handles, names, loc="outside upper right", ncols=len(names), fontsize=8)
-    figure.suptitle(machine_line(run["machine"])[:110], fontsize=7, x=0.01, ha="left")
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
+    figure.suptitle(machine_line(run["machine"]), fontsize=7, wrap=True)
     figure.savefig(path, dpi=130)

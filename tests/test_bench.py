@@ -26,9 +26,10 @@ def saved(tmp_path_factory):
 
 def test_a_case_is_checked_timed_and_saved(saved):
     _, run, printed = saved
-    (row,) = run["cases"]
+    row, wrapper = run["cases"]
     assert f"\n{row['case']} " in printed
     assert (row["suite"], row["case"], row["threads"], row["repeats"]) == ("overhead", "fp32-1x1x1x64", 1, 3)
+    assert wrapper["case"] == "fp32-mla-wrapper-run"
     # one pair of positions, 64 + 64 dims: a multiplication and an addition each, over the time that is reported
     assert row["gflops"] == pytest.approx(2 * (64 + 64) / (row["ms"] * 1e6))
     assert row["gbytes"] == pytest.approx(4 * 64 * 4 / (row["ms"] * 1e6))
@@ -51,12 +52,20 @@ def test_two_runs_are_compared_by_case(saved, tmp_path):
     assert "3.00x" in line.split()
 
 
-def test_the_tables_of_the_readme_come_from_a_saved_run(saved):
+def test_the_tables_of_the_readme_come_from_a_saved_run(saved, tmp_path):
     path, run, _ = saved
-    (row,) = run["cases"]
+    row = run["cases"][0]
     table = bench("readme", "--from", path)
     assert f"| fp32-1x1x1x64 | {1e3 * row['ms']:.1f} us |" in table
     assert f"| {row['rivals']['numpy']['ratio']:.2f}x |" in table
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- figures of bench.py readme -->\nold\n<!-- end of figures -->\nafter\n")
+    bench("readme", "--from", path, "--into", document)
+    text = document.read_text()
+    assert text.startswith("before\n<!-- figures of bench.py readme -->\n")
+    assert text.endswith("\n<!-- end of figures -->\nafter\n")
+    assert table.strip() in text
+    assert "old" not in text
 
 
 def test_a_run_is_drawn(saved, tmp_path):
@@ -77,10 +86,10 @@ def test_wrong_answers_are_not_timed(tmp_path):
         "    rival = numpy_plain(problem, sets)\n"
         "    return problems.Contender([lambda: rival.calls[0]() + 0.01], rival.to_numpy)\n"
         "bench.RIVALS['numpy'] = off\n"
-        "bench.main(['overhead', '--repeats', '3', '--without', 'torch'])\n"
+        "bench.main(['overhead', '-k', '1x1', '--repeats', '3', '--without', 'torch'])\n"
         "problems.attile.flash_attention = lambda *a, out, **kw: attention(*a, out=out, **kw) * 1.001\n"
         "problems.Attention.explain = lambda self, sets: {}\n"
-        "bench.main(['overhead', '--repeats', '3'])\n"
+        "bench.main(['overhead', '-k', '1x1', '--repeats', '3'])\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, encoding="utf-8", check=False)
     first, second = done.stdout.split("fp32-1x1x1x64")[1:]
