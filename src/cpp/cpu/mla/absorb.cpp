@@ -11,8 +11,6 @@ namespace {
 
 constexpr int64_t kRows = 96;  // of a head that are multiplied at a time
 
-size_t up(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
 }  // namespace
 
 struct AbsorbHooks::Tile {
@@ -28,9 +26,9 @@ struct AbsorbHooks::Layout {
 
   Layout(const AbsorbHooks& hooks, int64_t block_q, int64_t block_k) {
     const Latents& latents = hooks.latents;
-    q_stride = static_cast<int64_t>(up((latents.rank + latents.rope_dim) * hooks.size));
-    out_stride = static_cast<int64_t>(up(latents.rank * hooks.size));
-    size_t at = up(sizeof(Tile));
+    q_stride = static_cast<int64_t>(whole_lines((latents.rank + latents.rope_dim) * hooks.size));
+    out_stride = static_cast<int64_t>(whole_lines(latents.rank * hooks.size));
+    size_t at = whole_lines(sizeof(Tile));
     const auto take = [&](size_t bytes) { return std::exchange(at, at + bytes); };
     const int64_t held = std::min(kRows, block_q);
     weight = take(std::max(hooks.weight_bytes(latents.nope_dim, latents.rank), hooks.weight_bytes(latents.rank, hooks.p.head_dim_v)));

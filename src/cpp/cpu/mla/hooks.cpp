@@ -4,7 +4,6 @@
 namespace attile {
 namespace {
 
-size_t up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 int64_t bytes_of(DType t) { return static_cast<int64_t>(size_of(t)); }
 
 // A problem without latents: its keys come from a maker.
@@ -57,16 +56,16 @@ size_t MlaHooks::weight_bytes(int64_t depth, int64_t columns) const {
   if (isa.forward->tile_parts > 0) return tile_bytes(columns, depth);
   const int64_t panel = kPanelVectors * isa.forward->vector_bytes;
   const int64_t lanes = panel / (p.dtype == DType::f64 ? 8 : 4);
-  return up((columns + lanes - 1) / lanes * (depth / isa.pair) * panel);
+  return whole_lines((columns + lanes - 1) / lanes * (depth / isa.pair) * panel);
 }
 size_t MlaHooks::rows_bytes(int64_t rows, int64_t depth) const {
   if (isa.forward->tile_parts > 0) return tile_bytes(rows, depth);
   const int64_t words = (depth / isa.pair + kChunk - 1) / kChunk * kChunk;
-  return up(words * (rows + isa.forward->block_step) * (p.dtype == DType::f64 ? 8 : 4));
+  return whole_lines(words * (rows + isa.forward->block_step) * (p.dtype == DType::f64 ? 8 : 4));
 }
 size_t MlaHooks::product_bytes(int64_t rows) const {
   if (isa.forward->tile_parts > 0) return (rows + 31) / 32 * 32 * 32 * 4;
-  return up((rows + isa.forward->block_step) * kPanelVectors * isa.forward->vector_bytes);
+  return whole_lines((rows + isa.forward->block_step) * kPanelVectors * isa.forward->vector_bytes);
 }
 // Of either operand: rows or columns, and the depth, in steps of 32.
 size_t MlaHooks::tile_bytes(int64_t rows, int64_t depth) const {

@@ -1,17 +1,11 @@
 // Rebuilding: a key head's slices of both weights are packed once a unit; then, for every tile of keys, the latents are packed once and
 // multiplied by both, the rope part is copied behind each key, and the forward kernel attends to the tile with all rows of the unit.
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "cpu/mla/strategies.hpp"
 
 namespace attile {
-namespace {
-
-size_t up(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-}  // namespace
 
 struct RebuildHooks::Tile {
   const RebuildHooks* hooks;
@@ -27,9 +21,9 @@ struct RebuildHooks::Layout {
 
   Layout(const RebuildHooks& hooks, int64_t block_k) {
     const Latents& latents = hooks.latents;
-    k_stride = static_cast<int64_t>(up(hooks.p.head_dim * hooks.size));
-    v_stride = static_cast<int64_t>(up(hooks.p.head_dim_v * hooks.size));
-    size_t at = up(sizeof(Tile));
+    k_stride = static_cast<int64_t>(whole_lines(hooks.p.head_dim * hooks.size));
+    v_stride = static_cast<int64_t>(whole_lines(hooks.p.head_dim_v * hooks.size));
+    size_t at = whole_lines(sizeof(Tile));
     const auto take = [&](size_t bytes) { return std::exchange(at, at + bytes); };
     w_kc = take(hooks.weight_bytes(latents.rank, latents.nope_dim));
     w_vc = take(hooks.weight_bytes(latents.rank, hooks.p.head_dim_v));
@@ -42,7 +36,7 @@ struct RebuildHooks::Layout {
 };
 
 // Queries in two arrays are joined.
-size_t RebuildHooks::unit_bytes(const Plan& plan) const { return latents.q_rope ? up(plan.block_q * p.head_dim * size) : 0; }
+size_t RebuildHooks::unit_bytes(const Plan& plan) const { return latents.q_rope ? whole_lines(plan.block_q * p.head_dim * size) : 0; }
 size_t RebuildHooks::worker_bytes(const Plan& plan) const { return Layout(*this, plan.block_k).total; }
 
 void RebuildHooks::begin(const UnitCall& call) const {

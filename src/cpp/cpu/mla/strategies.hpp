@@ -15,6 +15,9 @@
 
 namespace attile {
 
+// Scratch is cut at cache lines.
+inline size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 AttentionProblem rebuilt_problem(const AttentionProblem& p);
 AttentionProblem absorbed_problem(const AttentionProblem& p);
 
