@@ -120,7 +120,7 @@ def config_text(config: dict[str, Any]) -> str:
         ("python", f"{config['python']}, NumPy {config['numpy']}, {config['platform']}"),
         ("cpu", features),
         ("threads", config["num_threads"]),
-        ("cuda", f"runtime {config['cuda_runtime']}, {config['cuda_architectures']}" if config["cuda"] else f"no: {config['cuda_missing']}"),
+        ("cuda", f"{config['cuda_runtime']}, {config['cuda_architectures']}" if config["cuda"] else f"no: {config['cuda_missing']}"),
     ]
     lines += [
         ("gpu", f"{i}: {gpu['name']}, {gpu['compute_capability']}, {gpu['memory_bytes'] / 2**30:.0f} GB, {gpu['multiprocessors']} SMs")

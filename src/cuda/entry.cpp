@@ -20,7 +20,8 @@ const char* needed_driver() { return CUDART_VERSION >= 13000 ? "R580 (580.65) or
 std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
 int count_devices(std::string& why) {
-  const std::string needs = "the CUDA " + version_text(CUDART_VERSION) + " runtime of libattile_cuda needs NVIDIA driver " + needed_driver();
+  const std::string runtime = "the CUDA " + version_text(CUDART_VERSION) + " runtime of libattile_cuda";
+  const std::string needs = runtime + " needs NVIDIA driver " + needed_driver();
   int driver = 0, count = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
     (void)cudaGetLastError();
@@ -120,11 +121,20 @@ void check(cudaError_t error, const char* doing) {
 
 }  // namespace attile::cuda
 
-extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* attile_cuda_entry(uint64_t interface, const attile::CudaHost* from) {
+extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* attile_cuda_entry(uint64_t interface,
+                                                                                               const attile::CudaHost* from) {
   using namespace attile;
   if (interface != kCudaInterface) return nullptr;
   cuda::host = from;
-  static const CudaLibrary library{CUDART_VERSION,       ATTILE_CUDA_ARCHITECTURES, cuda::count_devices,     cuda::describe_device, cuda::with_device,
-                                   cuda::is_capturing,   cuda::copy_to_device,      cuda::synchronize,       cuda::forward_kernels(), cuda::merge_states};
+  static const CudaLibrary library{.runtime_version = CUDART_VERSION,
+                                   .architectures = ATTILE_CUDA_ARCHITECTURES,
+                                   .count_devices = cuda::count_devices,
+                                   .describe_device = cuda::describe_device,
+                                   .with_device = cuda::with_device,
+                                   .is_capturing = cuda::is_capturing,
+                                   .copy_to_device = cuda::copy_to_device,
+                                   .synchronize = cuda::synchronize,
+                                   .forward_kernels = cuda::forward_kernels(),
+                                   .merge_states = cuda::merge_states};
   return &library;
 }

@@ -111,10 +111,12 @@ constexpr Kernel kKernels[] = {
 }  // namespace
 }  // namespace attile
 
-extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* attile_cuda_entry(uint64_t interface, const attile::CudaHost* from) {
+extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* attile_cuda_entry(uint64_t interface,
+                                                                                               const attile::CudaHost* from) {
   using namespace attile;
   if (interface != kCudaInterface) return nullptr;
   host = from;
-  static const CudaLibrary library{1000, "fake", count_devices, describe_device, with_device, is_capturing, copy_to_device, synchronize, kKernels, merge};
+  static const CudaLibrary library{1000,         "fake",         count_devices, describe_device, with_device,
+                                   is_capturing, copy_to_device, synchronize,   kKernels,        merge};
   return &library;
 }
