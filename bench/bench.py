@@ -84,6 +84,7 @@ def main(arguments=None):
                 failed.append(problem.id)
                 print(f"{problem.id:{report.WIDTH}} NOT TIMED: {error}", flush=True)
             else:
+                row["of_one_thread"] = report.speedup(row, run["cases"])
                 run["cases"].append(row)
                 print(report.line(row), flush=True)
     if args.save:

@@ -39,12 +39,21 @@ def head(suite):
     return f"{suite:{WIDTH}} {'kernel':22} {'ms':>9} {'spread':>6} {'n':>2} {'GFLOP/s':>8} {'%roof':>5} {'GB/s':>6} {'%read':>5}  time of rivals"
 
 
+def speedup(row, rows):
+    """How many times faster than the same case on one thread earlier in the run, None where there is none."""
+    name = row["case"].removesuffix(f"-t{row['threads']}")
+    one = next((r["ms"] for r in rows if (r["suite"], r["case"]) == (row["suite"], name)), None)
+    return None if one is None or row["threads"] == 1 else one / row["ms"]
+
+
 def percent(share):
     return "-" if share is None else f"{100 * share:.0f}"
 
 
 def line(row):
     ratios = [f"{name} {rival['ratio']:.2f}x" for name, rival in row["rivals"].items()]
+    if row["of_one_thread"] is not None:
+        ratios.append(f"({row['of_one_thread']:.2f}x of one thread)")
     refused = [f"{name} {reason if reason.startswith(('wrong', 'fails')) else '-'}" for name, reason in row["refused"].items()]
     return (
         f"{row['case']:{WIDTH}} {row['kernel']:22} {row['ms']:9.3f} {100 * row['spread']:5.1f}% {row['repeats']:2} {row['gflops']:8.1f} "
@@ -101,7 +110,8 @@ def insert(text, tables):
 def rate(row):
     if row["suite"] == "overhead":
         return f"{1e3 * row['ms']:.1f} us"
-    return f"{row['gbytes']:.1f} GB/s" if row["bound"] == "bytes" else f"{row['gflops']:.0f} GFLOP/s"
+    more = "" if row["of_one_thread"] is None else f", {row['of_one_thread']:.2f}x of one thread"
+    return (f"{row['gbytes']:.1f} GB/s" if row["bound"] == "bytes" else f"{row['gflops']:.0f} GFLOP/s") + more
 
 
 def share(row):
