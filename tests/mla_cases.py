@@ -146,6 +146,8 @@ def edge_cases():
         yield MlaCase(id=f"heads{heads}-{dtype}", heads=heads, dtype=dtype, kv_lens=(70, 41), page_size=16, batch=2)
     for heads in (3, 24, 33):
         yield MlaCase(id=f"head_rope-heads{heads}", heads=heads, dtype="bfloat16", head_rope=True, seqlen_q=2, rope=16)
+    yield MlaCase(id="head_rope-heads100-pages3", heads=100, rope=64, head_rope=True, page_size=3, seqlen_q=2, batch=1, seqlen_k=70, dtype="bfloat16")
+    yield MlaCase(id="tokens17-heads16", heads=16, seqlen_q=17, latent=128, rope=64, batch=1, seqlen_k=90, dtype="bfloat16", joined=True)
     for (latent, rope), dtype in itertools.product(
         ((8, 8), (8, 0), (16, 8), (24, 40), (56, 120), (72, 24), (128, 32), (256, 64), (504, 56), (512, 16), (512, 64), (512, 128), (512, 0)),
         ("float32", "bfloat16"),
