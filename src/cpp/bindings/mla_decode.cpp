@@ -29,8 +29,23 @@ constexpr const char* kFunction = "mla_decode";
 constexpr Where where(const char* argument) { return {kFunction, argument}; }
 
 enum Argument : Py_ssize_t {
-  kQNope, kQPe, kCkv, kKpe, kSoftmaxScale, kCausal, kKvLens, kPageTable, kCkvScale, kSoftmaxAux, kLogitsSoftCap, kReturnLse, kOut,
-  kNumSplits, kPlatform, kCfg, kArgumentCount
+  kQNope,
+  kQPe,
+  kCkv,
+  kKpe,
+  kSoftmaxScale,
+  kCausal,
+  kKvLens,
+  kPageTable,
+  kCkvScale,
+  kSoftmaxAux,
+  kLogitsSoftCap,
+  kReturnLse,
+  kOut,
+  kNumSplits,
+  kPlatform,
+  kCfg,
+  kArgumentCount
 };
 
 struct Arguments {
@@ -80,7 +95,8 @@ struct Arguments {
         refuse(PyExc_ValueError, where("cfg.strategy"), " must be that of mla_decode", "None or 'absorb'", py::repr(strategy));
     }
     const int64_t splits = integer(num_splits, where("num_splits"));
-    if (splits < 0) refuse(PyExc_ValueError, where("num_splits"), " must not be negative", "0 (the heuristic decides) or more", std::to_string(splits));
+    if (splits < 0)
+      refuse(PyExc_ValueError, where("num_splits"), " must not be negative", "0 (the heuristic decides) or more", std::to_string(splits));
     if (splits != 0 && params.config.num_splits != 0 && splits != params.config.num_splits)
       refuse(PyExc_ValueError, where("num_splits"), " must be given once", "an argument or a field of cfg", "both");
     if (splits != 0) params.config.num_splits = splits;
@@ -116,7 +132,18 @@ attile_dtype dtype_named(PyObject* name, const char* argument) {
 }
 
 enum PlanArgument : Py_ssize_t {
-  kQoIndptr, kKvIndptr, kKvIndices, kKvLenArr, kNumHeads, kHeadDimCkv, kHeadDimKpe, kPageSize, kPlanCausal, kSmScale, kQDType, kKvDType,
+  kQoIndptr,
+  kKvIndptr,
+  kKvIndices,
+  kKvLenArr,
+  kNumHeads,
+  kHeadDimCkv,
+  kHeadDimKpe,
+  kPageSize,
+  kPlanCausal,
+  kSmScale,
+  kQDType,
+  kKvDType,
   kPlanArgumentCount
 };
 
@@ -140,16 +167,25 @@ PyObject* mla_plan(PyObject*, PyObject* const* given, Py_ssize_t count) {
     params.kv_dtype = dtype_named(given[kKvDType], "kv_data_type");
     attile_mla_plan* plan = nullptr;
     check(attile_mla_plan_create(&params, &plan));
-    PyObject* capsule = PyCapsule_New(plan, kCapsule, [](PyObject* c) {
-      attile_mla_plan_destroy(static_cast<attile_mla_plan*>(PyCapsule_GetPointer(c, kCapsule)));
-    });
+    PyObject* capsule = PyCapsule_New(
+        plan, kCapsule, [](PyObject* c) { attile_mla_plan_destroy(static_cast<attile_mla_plan*>(PyCapsule_GetPointer(c, kCapsule))); });
     if (!capsule) attile_mla_plan_destroy(plan);
     return capsule;
   });
 }
 
 enum RunArgument : Py_ssize_t {
-  kPlanned, kRunQNope, kRunQPe, kCkvCache, kKpeCache, kRunOut, kRunLse, kRunReturnLse, kLseBaseE, kWorkspace, kRunArgumentCount
+  kPlanned,
+  kRunQNope,
+  kRunQPe,
+  kCkvCache,
+  kKpeCache,
+  kRunOut,
+  kRunLse,
+  kRunReturnLse,
+  kLseBaseE,
+  kWorkspace,
+  kRunArgumentCount
 };
 
 // The caller's scratch; null: the library's own.
@@ -211,7 +247,9 @@ PyObject* mla_run(PyObject*, PyObject* const* given, Py_ssize_t count) {
     check(status);
     mark_written(outputs[0]);
     mark_written(outputs[1]);
-    const auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(outputs[i]->object); };
+    const auto result = [&](int32_t i) {
+      return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(outputs[i]->object);
+    };
     if (!wants_lse) return result(0).release().ptr();
     return py::make_tuple(result(0), result(1)).release().ptr();
   });
@@ -222,7 +260,15 @@ PyObject* mla_run(PyObject*, PyObject* const* given, Py_ssize_t count) {
 constexpr const char* kAppend = "append_paged_mla_kv_cache";
 
 enum AppendArgument : Py_ssize_t {
-  kAppendCkv, kAppendKpe, kBatchIndices, kPositions, kAppendCkvCache, kAppendKpeCache, kAppendKvIndices, kAppendKvIndptr, kLastPageLen,
+  kAppendCkv,
+  kAppendKpe,
+  kBatchIndices,
+  kPositions,
+  kAppendCkvCache,
+  kAppendKpeCache,
+  kAppendKvIndices,
+  kAppendKvIndptr,
+  kLastPageLen,
   kAppendArgumentCount
 };
 
@@ -254,7 +300,8 @@ using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 PyCFunction as_method(Fast f) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f)); }
 
 PyMethodDef functions[] = {
-    {"mla_decode", as_method(mla_decode), METH_FASTCALL, "mla_decode with every argument given by position, in the order of attile.mla_decode."},
+    {"mla_decode", as_method(mla_decode), METH_FASTCALL,
+     "mla_decode with every argument given by position, in the order of attile.mla_decode."},
     {"explain_mla_decode", as_method(explain_mla_decode), METH_FASTCALL, "What mla_decode would do with these arguments, as JSON."},
     {"mla_plan", as_method(mla_plan), METH_FASTCALL, "The plan of a batch, as a capsule; dtypes by name."},
     {"mla_run", as_method(mla_run), METH_FASTCALL, "One run of a planned batch."},

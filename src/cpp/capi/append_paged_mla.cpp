@@ -14,11 +14,13 @@ constexpr const char* kFunction = "append_paged_mla_kv_cache";
 
 std::string entry(const char* name, int64_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
 
-void check_cache(const char* name, const attile_tensor& append, const char* cache_name, const attile_tensor& cache, const attile_tensor& first) {
+void check_cache(const char* name, const attile_tensor& append, const char* cache_name, const attile_tensor& cache,
+                 const attile_tensor& first) {
   const char* f = kFunction;
   check_rank(f, name, append, {2});
   check_rank(f, cache_name, cache, {3});
-  if (dtype_of(append.dtype) == DType::none) type_error(f, std::string(name) + " has an unsupported dtype", "a floating dtype", name_of(append.dtype));
+  if (dtype_of(append.dtype) == DType::none)
+    type_error(f, std::string(name) + " has an unsupported dtype", "a floating dtype", name_of(append.dtype));
   if (dtype_of(append.dtype) != dtype_of(cache.dtype))
     type_error(f, std::string(name) + ".dtype must equal " + cache_name + ".dtype", name_of(cache.dtype), name_of(append.dtype));
   check_size(f, name, append, 0, first.shape[0], "append_ckv.shape[0]");
@@ -41,13 +43,16 @@ std::vector<Place> find_places(const attile_append_paged_mla_kv_cache_params& p)
   const int64_t tokens = p.append_ckv->shape[0], pages = p.ckv_cache->shape[0], page_size = p.ckv_cache->shape[1];
   const int64_t sequences = indptr.size - 1;
   if (sequences < 0) value_error(f, "kv_indptr must have at least one entry", "length batch + 1", indptr.size);
-  if (last.size != sequences) value_error(f, "kv_last_page_len.shape[0] must be the batch size, kv_indptr.shape[0] - 1", sequences, last.size);
+  if (last.size != sequences)
+    value_error(f, "kv_last_page_len.shape[0] must be the batch size, kv_indptr.shape[0] - 1", sequences, last.size);
   for (const auto& [name, x] : {std::pair{"batch_indices", batch}, std::pair{"positions", positions}})
     if (x.size != tokens) value_error(f, axis(name, 0) + " must equal append_ckv.shape[0]", tokens, x.size);
   if (indptr[0] != 0) value_error(f, "kv_indptr[0] must be zero", int64_t{0}, indptr[0]);
   for (int64_t b = 0; b < sequences; ++b) {
-    if (indptr[b + 1] < indptr[b]) value_error(f, entry("kv_indptr", b + 1) + " must not decrease", "at least " + std::to_string(indptr[b]), indptr[b + 1]);
-    if (last[b] < 0 || last[b] > page_size) value_error(f, entry("kv_last_page_len", b) + " is out of range", "0 to " + std::to_string(page_size), last[b]);
+    if (indptr[b + 1] < indptr[b])
+      value_error(f, entry("kv_indptr", b + 1) + " must not decrease", "at least " + std::to_string(indptr[b]), indptr[b + 1]);
+    if (last[b] < 0 || last[b] > page_size)
+      value_error(f, entry("kv_last_page_len", b) + " is out of range", "0 to " + std::to_string(page_size), last[b]);
   }
   if (indptr[sequences] > indices.size)
     value_error(f, "kv_indptr[-1] must be at most kv_indices.shape[0]", "at most " + std::to_string(indices.size), indptr[sequences]);
@@ -78,16 +83,19 @@ void copy_rows(const attile_tensor& from, const attile_tensor& to, const std::ve
 
 void append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params& p) {
   const char* f = kFunction;
-  const struct { const char* name; const attile_tensor* t; } given[] = {
-      {"append_ckv", p.append_ckv}, {"append_kpe", p.append_kpe}, {"batch_indices", p.batch_indices}, {"positions", p.positions},
-      {"ckv_cache", p.ckv_cache}, {"kpe_cache", p.kpe_cache}, {"kv_indices", p.kv_indices}, {"kv_indptr", p.kv_indptr},
-      {"kv_last_page_len", p.kv_last_page_len}};
+  const struct {
+    const char* name;
+    const attile_tensor* t;
+  } given[] = {{"append_ckv", p.append_ckv}, {"append_kpe", p.append_kpe}, {"batch_indices", p.batch_indices},
+               {"positions", p.positions},   {"ckv_cache", p.ckv_cache},   {"kpe_cache", p.kpe_cache},
+               {"kv_indices", p.kv_indices}, {"kv_indptr", p.kv_indptr},   {"kv_last_page_len", p.kv_last_page_len}};
   for (const auto& [name, t] : given) {
     if (!t) type_error(f, std::string(name) + " is required", "an array", "none");
     check_device(f, name, *t, "append_ckv", *p.append_ckv);
   }
   if (p.append_ckv->device_type == 2)
-    throw Error(ATTILE_NOT_IMPLEMENTED, std::string(f) + ": append_ckv is on a CUDA device, and this build of attile has no CUDA kernels for it");
+    throw Error(ATTILE_NOT_IMPLEMENTED,
+                std::string(f) + ": append_ckv is on a CUDA device, and this build of attile has no CUDA kernels for it");
   if (p.append_ckv->device_type != 1)
     value_error(f, "append_ckv is on an unsupported device", "cpu", "DLPack device " + std::to_string(p.append_ckv->device_type));
   check_cache("append_ckv", *p.append_ckv, "ckv_cache", *p.ckv_cache, *p.append_ckv);

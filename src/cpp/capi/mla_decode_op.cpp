@@ -25,9 +25,17 @@ struct MlaDecodeOp final : attile_op {
     const Kernel& kernel = choose(cpu_mla_decode_kernels(), problem, config);
     plan = kernel.plan(problem, config, num_threads());
     plan.kernel = &kernel;
-    const struct { const char* name; const attile_tensor* t; } given[] = {
-        {"q_nope", p.q_nope}, {"q_pe", p.q_pe}, {p.plan ? "ckv_cache" : "ckv", p.ckv}, {p.plan ? "kpe_cache" : "kpe", p.kpe},
-        {"kv_lens", p.kv_lens}, {"page_table", p.page_table}, {"ckv_scale", p.ckv_scale}, {"softmax_aux", p.softmax_aux}};
+    const struct {
+      const char* name;
+      const attile_tensor* t;
+    } given[] = {{"q_nope", p.q_nope},
+                 {"q_pe", p.q_pe},
+                 {p.plan ? "ckv_cache" : "ckv", p.ckv},
+                 {p.plan ? "kpe_cache" : "kpe", p.kpe},
+                 {"kv_lens", p.kv_lens},
+                 {"page_table", p.page_table},
+                 {"ckv_scale", p.ckv_scale},
+                 {"softmax_aux", p.softmax_aux}};
     for (const auto& [name, t] : given) add_input(name, t);
     const attile_tensor& q = *p.q_nope;
     const DType lse_type = accumulator_of(problem.dtype);

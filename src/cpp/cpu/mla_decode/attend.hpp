@@ -59,8 +59,12 @@ struct DecodeTile {
   KeyRow* keys;
 
   DecodeTile(const DecodeScratch<T>& layout, char* scratch)
-      : q(at(scratch, layout.q)), q_rope(at(scratch, layout.q_rope)), k(at(scratch, layout.k)), v(at(scratch, layout.v)),
-        scores(at(scratch, layout.scores)), keys(reinterpret_cast<KeyRow*>(scratch + layout.keys)) {}
+      : q(at(scratch, layout.q)),
+        q_rope(at(scratch, layout.q_rope)),
+        k(at(scratch, layout.k)),
+        v(at(scratch, layout.v)),
+        scores(at(scratch, layout.scores)),
+        keys(reinterpret_cast<KeyRow*>(scratch + layout.keys)) {}
 
  private:
   static T* at(char* scratch, size_t offset) { return reinterpret_cast<T*>(scratch + offset); }
@@ -112,13 +116,18 @@ inline bool find_spaced(const MlaDecodeUnit& m, const KeyRow* rows, int64_t keys
   for (int64_t j = 1; j < keys; ++j) even &= (rows[j].ckv - rows[j - 1].ckv == ckv) & (rows[j].kpe - rows[j - 1].kpe == kpe);
   const auto aligned = [](const char* p) { return reinterpret_cast<uintptr_t>(p) % alignof(T) == 0; };
   if (!even || !aligned(rows[0].ckv) || !aligned(rows[0].kpe)) return false;
-  k = {reinterpret_cast<const T*>(rows[0].ckv), reinterpret_cast<const T*>(rows[0].kpe), ckv / size, kpe / size, m.shape.latent, shared ? m.shape.rope : 0};
+  k = {reinterpret_cast<const T*>(rows[0].ckv),
+       reinterpret_cast<const T*>(rows[0].kpe),
+       ckv / size,
+       kpe / size,
+       m.shape.latent,
+       shared ? m.shape.rope : 0};
   return true;
 }
 
 template <class T, int N>
-inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t panel, int64_t tile_begin,
-                         int64_t tile_end, const SpacedKeys<T>* spaced, Prefetcher& prefetch) {
+inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t panel,
+                         int64_t tile_begin, int64_t tile_end, const SpacedKeys<T>* spaced, Prefetcher& prefetch) {
   const Unit& u = m.base;
   const auto between = [&](int64_t cost) __attribute__((always_inline)) { prefetch.advance(cost); };
   const QueryRow* rows = u.rows + panel * kPanel<T>;
@@ -204,7 +213,8 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
 extern const MlaDecodeIsa kMlaDecode;
 #if ATTILE_ISA_BF16_PAIRS
 const MlaDecodeIsa kMlaDecode = {
-    kVectorBytes, kBlockStep, decode_block_k, {decode_scratch_bytes<float>, nullptr}, {decode_attend<float>, nullptr}, {join<float>, nullptr}};
+    kVectorBytes,          kBlockStep, decode_block_k, {decode_scratch_bytes<float>, nullptr}, {decode_attend<float>, nullptr},
+    {join<float>, nullptr}};
 #else
 const MlaDecodeIsa kMlaDecode = {kVectorBytes,
                                  kBlockStep,

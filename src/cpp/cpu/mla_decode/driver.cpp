@@ -21,9 +21,9 @@ int64_t up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 // A block of rows of a sequence, and its keys.
 struct Block {
   int64_t sequence, first, count;
-  int64_t keys;      // the rows see keys [0, keys) at most
-  int64_t splits;    // parts of these, at least 1
-  int64_t part;      // number of the first part's state; splits == 1: none
+  int64_t keys;    // the rows see keys [0, keys) at most
+  int64_t splits;  // parts of these, at least 1
+  int64_t part;    // number of the first part's state; splits == 1: none
 };
 
 // One part of a block's keys.
@@ -200,8 +200,12 @@ struct Run {
     m.kpe_head = p.kpe.stride[2] * size;
     if (p.page_table) {
       const int64_t page = p.k.stride[0] * size;
-      u.pages = {p.page_entry(block.sequence, 0), p.page_table.dtype, p.page_table.stride[3] * static_cast<int64_t>(size_of(p.page_table.dtype)),
-                 p.page_size(), page, page};
+      u.pages = {p.page_entry(block.sequence, 0),
+                 p.page_table.dtype,
+                 p.page_table.stride[3] * static_cast<int64_t>(size_of(p.page_table.dtype)),
+                 p.page_size(),
+                 page,
+                 page};
     }
     u.key_begin = std::min(block.keys, split * keys_of_part);
     u.key_end = std::min(block.keys, u.key_begin + keys_of_part);
@@ -220,7 +224,8 @@ struct Run {
   // lse is natural in the kernels.
   void scale_lse(const Unit& u) const {
     if (p.lse_scale == 1 || !p.lse) return;
-    for (int64_t r = 0; r < u.count; ++r) write_floating(p.lse.dtype, u.rows[r].lse, read_floating(p.lse.dtype, u.rows[r].lse) * p.lse_scale);
+    for (int64_t r = 0; r < u.count; ++r)
+      write_floating(p.lse.dtype, u.rows[r].lse, read_floating(p.lse.dtype, u.rows[r].lse) * p.lse_scale);
   }
 
   void attend(int64_t index, int worker) const {
@@ -288,7 +293,8 @@ Plan plan_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const C
   return plan;
 }
 
-void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan, void* workspace, const attile_executor* executor) {
+void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan, void* workspace,
+                    const attile_executor* executor) {
   const int64_t keys_of_part = part_keys(p, plan);
   const Counts n = count(p, plan.block_q, keys_of_part);
   const Layout layout(isa, p, plan, n);
@@ -303,11 +309,11 @@ void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Pl
   Item* end = items;
   for_each_block(p, plan.block_q, keys_of_part, [&](const Block& block) {
     *blocks = block;
-    for (int64_t s = 0; s < block.splits; ++s)
-      *end++ = {blocks - run.blocks, s, std::min(keys_of_part, block.keys - s * keys_of_part)};
+    for (int64_t s = 0; s < block.splits; ++s) *end++ = {blocks - run.blocks, s, std::min(keys_of_part, block.keys - s * keys_of_part)};
     ++blocks;
   });
-  std::sort(items, end, [](const Item& a, const Item& b) { return std::tuple(-a.keys, a.block, a.split) < std::tuple(-b.keys, b.block, b.split); });
+  std::sort(items, end,
+            [](const Item& a, const Item& b) { return std::tuple(-a.keys, a.block, a.split) < std::tuple(-b.keys, b.block, b.split); });
 
   parallel_for(executor, n.items, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
   if (n.parts == 0) return;

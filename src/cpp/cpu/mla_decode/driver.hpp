@@ -11,6 +11,7 @@ namespace attile {
 
 std::string mla_decode_why_not(const AttentionProblem& problem, const Config& config);
 Plan plan_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& problem, const Config& config, int threads);
-void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& problem, const Plan& plan, void* workspace, const attile_executor* executor);
+void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& problem, const Plan& plan, void* workspace,
+                    const attile_executor* executor);
 
 }  // namespace attile

@@ -12,15 +12,16 @@ inline void pack_rows(RowAt row_at, DType dtype, int64_t dims, T* to) {
   with_input_format<T>(dtype, [&](auto format) {
     using Format = decltype(format);
     using Storage = typename Format::Storage;
-    for_each_transposed<T, Storage>(row_at, sizeof(Storage), dims, [](const void* p) { return load_as<T, Format>(p); },
-                                    [&](int64_t d, Vec<T> lanes) { store(to + d * kPanel<T>, lanes); });
+    for_each_transposed<T, Storage>(
+        row_at, sizeof(Storage), dims, [](const void* p) { return load_as<T, Format>(p); },
+        [&](int64_t d, Vec<T> lanes) { store(to + d * kPanel<T>, lanes); });
   });
 }
 
 // s += q_pe . kpe of each row's own head.
 template <class T, int N>
-inline __attribute__((noinline)) void add_head_rope(const MlaDecodeUnit& m, const RopeRow* rows, const T* q, const KeyRow* keys, int64_t count,
-                                                    T* s) {
+inline __attribute__((noinline)) void add_head_rope(const MlaDecodeUnit& m, const RopeRow* rows, const T* q, const KeyRow* keys,
+                                                    int64_t count, T* s) {
   with_input_format<T>(m.base.dtype, [&](auto format) {
     using Format = decltype(format);
     using Storage = typename Format::Storage;
@@ -31,9 +32,9 @@ inline __attribute__((noinline)) void add_head_rope(const MlaDecodeUnit& m, cons
         const char* kpe = keys[j].kpe;
         T* at = s + j * kPanel<T> + n * kLanes<T>;
         Vec<T> sum{};
-        for_each_transposed<T, Storage>([&](int l) { return kpe + offset[l]; }, sizeof(Storage), m.shape.rope,
-                                        [](const void* p) { return load_as<T, Format>(p); },
-                                        [&](int64_t d, Vec<T> lanes) { sum = fma(lanes, load<Vec<T>>(q + d * kPanel<T> + n * kLanes<T>), sum); });
+        for_each_transposed<T, Storage>(
+            [&](int l) { return kpe + offset[l]; }, sizeof(Storage), m.shape.rope, [](const void* p) { return load_as<T, Format>(p); },
+            [&](int64_t d, Vec<T> lanes) { sum = fma(lanes, load<Vec<T>>(q + d * kPanel<T> + n * kLanes<T>), sum); });
         store(at, load<Vec<T>>(at) + sum);
       }
     }

@@ -69,7 +69,8 @@ struct SpacedRows {
 };
 
 template <class T, int M, int N, class Between>
-inline __attribute__((always_inline)) void spaced_columns(ProductBlock<T, M, N>& block, SpacedRows<T, M> rows, const T* q, int64_t dims, Between between) {
+inline __attribute__((always_inline)) void spaced_columns(ProductBlock<T, M, N>& block, SpacedRows<T, M> rows, const T* q, int64_t dims,
+                                                          Between between) {
   constexpr int kStep = 8;
   for (int64_t d = 0; d < dims; d += kStep) {
 #pragma GCC unroll 8

@@ -46,7 +46,8 @@ class TileDecode {
   void begin() {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const auto row_of = [&](int64_t l) { return panel * kTileLanes + l; };
-      pack_query_tiles<1>([&](int64_t l) { return row_of(l) < padded_rows ? u.rows[row_of(l)].q : nullptr; }, m.shape.latent, queries(panel));
+      pack_query_tiles<1>([&](int64_t l) { return row_of(l) < padded_rows ? u.rows[row_of(l)].q : nullptr; }, m.shape.latent,
+                          queries(panel));
       pack_rope(panel);
       __builtin_memset(out(panel), 0, layout.value_tiles * 2 * kTileBytes);
     }
@@ -160,7 +161,8 @@ class TileDecode {
   // What prefetch_ will be told while a block is computed: steps of two dots, about.
   static constexpr int64_t kSoftmaxCost = 3;
   int64_t block_cost(int64_t keys) const {
-    const int64_t steps = layout.latent_chunks + rope_count_[0], units = round_up(keys, kUnitKeys) / kUnitKeys, groups = round_up(keys, kTileStep) / kTileStep;
+    const int64_t steps = layout.latent_chunks + rope_count_[0], units = round_up(keys, kUnitKeys) / kUnitKeys,
+                  groups = round_up(keys, kTileStep) / kTileStep;
     const int64_t halves = padded_rows / kTileRows;  // of panels
     const int64_t values = halves > 1 ? halves * layout.value_tiles / 2 : 0;
     return halves * (units * steps * 2 + groups * kSoftmaxCost) + groups * (layout.value_tiles + values);
@@ -260,8 +262,8 @@ class TileDecode {
         const char* q = queries(panel);
         zero_accumulators();
         for (int64_t c = 0; c < layout.latent_chunks; ++c, q += kStepBytes)
-          dots_2x2<true, true>(groups[0].ckv + c * kChunkBytes, groups[0].ckv_stride, groups[1].ckv + c * kChunkBytes, groups[1].ckv_stride, q,
-                               q + kTileRowBytes, kLaneRowBytes, between);
+          dots_2x2<true, true>(groups[0].ckv + c * kChunkBytes, groups[0].ckv_stride, groups[1].ckv + c * kChunkBytes, groups[1].ckv_stride,
+                               q, q + kTileRowBytes, kLaneRowBytes, between);
         for (int64_t c = 0; c < rope_count; ++c, q += kStepBytes) {
           const char *a0 = groups[0].kpe + chunks[c].offset, *a1 = groups[1].kpe + chunks[c].offset;
           if (!chunks[c].right) {
@@ -318,7 +320,8 @@ class TileDecode {
         for (int i = 0; i < 16; ++i) {
           const int64_t j = first + 2 * i;
           const float* from = s + j * kTileLanes + n * 16;
-          x[i] = make_pairs(j < count ? load<Vec<float>>(from) : Vec<float>{}, j + 1 < count ? load<Vec<float>>(from + kTileLanes) : Vec<float>{});
+          x[i] = make_pairs(j < count ? load<Vec<float>>(from) : Vec<float>{},
+                            j + 1 < count ? load<Vec<float>>(from + kTileLanes) : Vec<float>{});
         }
         transpose<float>(x);
         char* to = probabilities(panel) + (first / kTileStep * N + n) * kTileBytes;
@@ -426,6 +429,7 @@ inline void attend_tiles(const MlaDecodeUnit& m, bool finish) {
 
 extern const MlaDecodeIsa kMlaDecode;
 const MlaDecodeIsa kMlaDecode = {
-    kVectorBytes, static_cast<int>(kUnitKeys), tile_block_k, {tile_scratch_bytes, nullptr}, {attend_tiles, nullptr}, {join<float>, nullptr}};
+    kVectorBytes,          static_cast<int>(kUnitKeys), tile_block_k, {tile_scratch_bytes, nullptr}, {attend_tiles, nullptr},
+    {join<float>, nullptr}};
 
 }  // namespace attile::ATTILE_ISA

@@ -10,7 +10,7 @@
 namespace attile::ATTILE_ISA {
 
 inline constexpr int64_t kGroupKeys = kTileRows, kUnitKeys = 64;  // keys of an A tile; a block is a multiple of the latter
-inline constexpr int64_t kChunkBytes = kTileRowBytes;  // 32 dims
+inline constexpr int64_t kChunkBytes = kTileRowBytes;             // 32 dims
 
 struct KeyGroup {
   const char *ckv, *kpe;
@@ -22,7 +22,10 @@ struct RowBytes {
   int64_t ckv, kpe, ckv_padded, kpe_padded;
 
   explicit RowBytes(const MlaDecodeShape& s)
-      : ckv(s.latent * 2), kpe(s.rope * s.rope_heads * 2), ckv_padded(round_up(ckv, 2 * kChunkBytes)), kpe_padded(round_up(kpe, kChunkBytes)) {}
+      : ckv(s.latent * 2),
+        kpe(s.rope * s.rope_heads * 2),
+        ckv_padded(round_up(ckv, 2 * kChunkBytes)),
+        kpe_padded(round_up(kpe, kChunkBytes)) {}
   int64_t padded() const { return ckv_padded + kpe_padded; }
 };
 
@@ -31,7 +34,8 @@ class KeyBlock {
  public:
   KeyBlock(const MlaDecodeUnit& unit, KeyGroup* groups, char* staged, char* zeros)
       : m_(unit), bytes_(unit.shape), groups_(groups), staged_(staged), zeros_(zeros) {
-    whole_ = bytes_.ckv == bytes_.ckv_padded && bytes_.kpe == bytes_.kpe_padded && (unit.shape.rope_heads == 1 || unit.kpe_head == unit.shape.rope * 2);
+    whole_ = bytes_.ckv == bytes_.ckv_padded && bytes_.kpe == bytes_.kpe_padded &&
+             (unit.shape.rope_heads == 1 || unit.kpe_head == unit.shape.rope * 2);
   }
 
   const KeyGroup* groups() const { return groups_; }

@@ -24,9 +24,9 @@ struct RopeRow {
 };
 
 struct MlaDecodeUnit {
-  Unit base;              // rows (q is q_nope's), head_dim_v = L, k is ckv with pages.k_page; scratch is not used
-  const RopeRow* rope;    // parallel to base.rows
-  const char* kpe;        // of key 0; of page 0 where there are pages
+  Unit base;                               // rows (q is q_nope's), head_dim_v = L, k is ckv with pages.k_page; scratch is not used
+  const RopeRow* rope;                     // parallel to base.rows
+  const char* kpe;                         // of key 0; of page 0 where there are pages
   int64_t kpe_stride, kpe_page, kpe_head;  // bytes between keys, pages, heads
   MlaDecodeShape shape;
   char* scratch;  // aligned to 64 bytes
@@ -35,7 +35,7 @@ struct MlaDecodeUnit {
 // What one instruction set offers; index 0: float32 accumulators, 1: float64 (may be null).
 struct MlaDecodeIsa {
   int vector_bytes;
-  int block_step;  // keys of a tile are computed in multiples of this
+  int block_step;                                   // keys of a tile are computed in multiples of this
   int64_t (*block_k)(const MlaDecodeShape& shape);  // keys of a tile
   size_t (*scratch_bytes[2])(const MlaDecodeShape& shape);
   void (*attend[2])(const MlaDecodeUnit& unit, bool finish);
