@@ -33,9 +33,7 @@ __device__ int64_t row_offset(const int64_t (&stride)[3], int64_t x, int64_t y, 
   return x * stride[0] + y * stride[1] + z * stride[2];
 }
 
-__device__ double load_double(const char* p) {
-  return __longlong_as_double(static_cast<long long>(load_unaligned<uint64_t>(p)));
-}
+__device__ double load_double(const char* p) { return __longlong_as_double(static_cast<long long>(load_unaligned<uint64_t>(p))); }
 template <class Accumulator>
 __device__ Accumulator load_lse(const char* p) {
   Accumulator x;

@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constan
       store_pair<Element>(out + column * Element::kBytes, x * scale, y * scale, two);
     }
     if (p.lse && lane == 0)
-      p.lse[w.q_batch * p.lse_batch + head * p.lse_head + (w.q_first + position) * p.lse_row] =
-          attends ? final_lse(max, sum) : -INFINITY;
+      p.lse[w.q_batch * p.lse_batch + head * p.lse_head + (w.q_first + position) * p.lse_row] = attends ? final_lse(max, sum) : -INFINITY;
   }
 }
 

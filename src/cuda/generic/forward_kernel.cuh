@@ -3,9 +3,9 @@
 //
 //   for tiles:  S = Q K^T;  scores;  softmax;  O = alpha O + P V
 //
-// K and V have a buffer each: V of a tile comes while its scores are computed, K of the next during softmax and P V; or two each, and
-// both come a tile ahead. S and P never leave the registers. Cost of a tile: 2 kTileM kTileN (D + Dv) operations on tensor cores, kTileM kTileN exp2, kTileN (D + Dv)
-// elements from L2.
+// K and V have a buffer each: V of a tile comes while its scores are computed, K of the next during softmax and P V; or two each,
+// and both come a tile ahead. S and P never leave the registers. Cost of a tile: 2 kTileM kTileN (D + Dv) operations on tensor cores,
+// kTileM kTileN exp2, kTileN (D + Dv) elements from L2.
 #pragma once
 
 #include "cuda/generic/forward_traits.hpp"
@@ -66,7 +66,8 @@ struct Block {
   }
   __device__ __forceinline__ void load_v(const Keys& rows, int key, int stage) const {
     constexpr int kBytes = kColumns * Element::kBytes;
-    load_keys<kBytes>(v + stage * Traits::kVBytes, rows, p.v, key, w.column_part * kBytes, p.head_dim_v * Element::kBytes - w.column_part * kBytes);
+    load_keys<kBytes>(v + stage * Traits::kVBytes, rows, p.v, key, w.column_part * kBytes,
+                      p.head_dim_v * Element::kBytes - w.column_part * kBytes);
   }
 
   // O and the state of the warp's rows, over the keys of the range. rows: of the general variant. first: the lane's first row.
@@ -74,7 +75,8 @@ struct Block {
                                          SoftmaxState<kM>& state) const {
     const Keys k_rows = key_rows<Traits::kGeneral>(p, w, p.k), v_rows = key_rows<Traits::kGeneral>(p, w, p.v);
     const int warp_row = threadIdx.x / 32 * 16 * kM;
-    const uint32_t q_lane = q + warp_row * Traits::kRowBytes + lane_offset_a(Traits::kRowBytes), k_lane = k + lane_offset_b(Traits::kRowBytes);
+    const uint32_t q_lane = q + warp_row * Traits::kRowBytes + lane_offset_a(Traits::kRowBytes),
+                   k_lane = k + lane_offset_b(Traits::kRowBytes);
     // The keys that some row of the warp sees, and those that all see.
     const int i0 = (w.first + min(warp_row, w.count - 1)) / p.group, i1 = (w.first + min(warp_row + 16 * kM, w.count) - 1) / p.group;
     const KeyRange some{w.band.begin(i0), warp_row < w.count ? w.band.end(i1) : 0}, all{w.band.begin(i1), w.band.end(i0)};
@@ -95,8 +97,8 @@ struct Block {
       const bool more = key + kN < keys.end;
       const auto multiply = [&](int part) {
         const int steps = (min(p.head_dim - part * Traits::kDim, Traits::kDim) * Element::kBytes + 31) / 32;
-        scores_product<Element, kM, kN, kSteps, (Traits::kGeneral && Traits::kDim > 128), Traits::kRowBytes>(s, q_lane + (Traits::kStreamed ? stage * Traits::kQBytes : 0),
-                                                                                    k_lane + stage * Traits::kKBytes, steps, p.exact);
+        scores_product<Element, kM, kN, kSteps, (Traits::kGeneral && Traits::kDim > 128), Traits::kRowBytes>(
+            s, q_lane + (Traits::kStreamed ? stage * Traits::kQBytes : 0), k_lane + stage * Traits::kKBytes, steps, p.exact);
       };
       if constexpr (Traits::kDouble) {
         ptx::cp_async_wait();
@@ -146,7 +148,8 @@ struct Block {
       if constexpr (Traits::kGeneral)
         if (p.dropout) apply_dropout<kM, kN>(p, w, rows, key, s);
       scale_rows(o, alpha);
-      values_product<Element, kM, kN, kColumns, (Traits::kGeneral && kColumns > 128), Traits::kRowBytesV>(o, s, values, p.head_dim_v - w.column_part * kColumns, p.exact);
+      values_product<Element, kM, kN, kColumns, (Traits::kGeneral && kColumns > 128), Traits::kRowBytesV>(
+          o, s, values, p.head_dim_v - w.column_part * kColumns, p.exact);
     }
   }
 };
@@ -196,8 +199,7 @@ __device__ __forceinline__ void finish_rows(const ForwardParams& p, const Work& 
                             column + 1 < p.head_dim_v);
       }
       if (p.lse && threadIdx.x % 4 == 0 && w.column_part == 0)
-        p.lse[w.q_batch * p.lse_batch + head * p.lse_head + (w.q_first + position) * p.lse_row] =
-            attends ? final_lse(max, sum) : -INFINITY;
+        p.lse[w.q_batch * p.lse_batch + head * p.lse_head + (w.q_first + position) * p.lse_row] = attends ? final_lse(max, sum) : -INFINITY;
     }
 }
 
@@ -226,8 +228,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) forward_ker
   const KeyRange keys = find_keys<Traits::kTileN>(p, w);
   if (keys.begin < keys.end)
     Block<Traits>{p, w, base, base + Traits::kStagesQ * Traits::kQBytes,
-                  base + Traits::kStagesQ * Traits::kQBytes + Traits::kStagesK * Traits::kKBytes}.attend(
-        keys, rows, first, o, state);
+                  base + Traits::kStagesQ * Traits::kQBytes + Traits::kStagesK * Traits::kKBytes}
+        .attend(keys, rows, first, o, state);
   finish_rows<Traits>(p, w, rows, first, o, state);
 }
 

@@ -13,7 +13,8 @@ namespace {
 using namespace generic;
 
 constexpr uint64_t kPlainOptions = kCausal | kWindow | kVarlenQ | kVarlenK | kKvLens | kLse | kReducedPrecision;
-constexpr uint64_t kGeneralOptions = kBias | kAttentionMask | kSegmentIds | kSinks | kSoftcap | kDropout | kUnnormalized | kLogitsDtype | kPages;
+constexpr uint64_t kGeneralOptions =
+    kBias | kAttentionMask | kSegmentIds | kSinks | kSoftcap | kDropout | kUnnormalized | kLogitsDtype | kPages;
 constexpr int64_t kMaxSplits = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -66,7 +67,8 @@ std::string why_not(const AttentionProblem& p, const Config& config) {
   } tiles[] = {{"block_q", config.block_q, instance->tile_m}, {"block_k", config.block_k, instance->tile_n}};
   for (const auto& [name, value, own] : tiles)
     if (value != 0 && value != own)
-      return std::string("cfg.") + name + " must be " + std::to_string(own) + " for these head dims and options: got " + std::to_string(value);
+      return std::string("cfg.") + name + " must be " + std::to_string(own) + " for these head dims and options: got " +
+             std::to_string(value);
   if (config.num_splits < 0 || config.num_splits > kMaxSplits)
     return "cfg.num_splits must be at most " + std::to_string(kMaxSplits) + ": got " + std::to_string(config.num_splits);
   constexpr int64_t kMost = ForwardParams::kUnlimited;
@@ -91,7 +93,8 @@ Plan plan(const AttentionProblem& p, const Config& config, int) {
   plan.block_k = instance.tile_n;
   plan.num_splits = config.num_splits ? std::min(config.num_splits, std::max<int64_t>(1, ceil_div(p.k_seqs.longest, instance.tile_n)))
                                       : choose_splits(p, instance, g);
-  if (plan.num_splits > 1) plan.workspace_bytes = static_cast<size_t>(g.units * plan.num_splits * instance.tile_m * (p.head_dim_v + 2)) * sizeof(float);
+  if (plan.num_splits > 1)
+    plan.workspace_bytes = static_cast<size_t>(g.units * plan.num_splits * instance.tile_m * (p.head_dim_v + 2)) * sizeof(float);
   return plan;
 }
 

@@ -11,15 +11,16 @@ template <class Traits>
 void launch_forward(const ForwardParams& p, int64_t blocks, void* stream) {
   static_assert(sizeof(ForwardParams) <= 4096);
   if (Traits::kSharedBytes > 48 << 10)
-    check(cudaFuncSetAttribute(forward_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes), "preparing forward_generic");
+    check(cudaFuncSetAttribute(forward_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes),
+          "preparing forward_generic");
   forward_kernel<Traits><<<static_cast<unsigned>(blocks), Traits::kThreads, Traits::kSharedBytes, static_cast<cudaStream_t>(stream)>>>(p);
   check_launch("launching forward_generic");
 }
 
 template <class Traits>
 constexpr ForwardInstance instance_of() {
-  return {Traits::kTileM, Traits::kTileN, Traits::kStreamed ? 0 : Traits::kDim, Traits::kDimV, Traits::kGeneral, Traits::kSharedBytes,
-          launch_forward<Traits>};
+  return {Traits::kTileM,       Traits::kTileN,        Traits::kStreamed ? 0 : Traits::kDim, Traits::kDimV, Traits::kGeneral,
+          Traits::kSharedBytes, launch_forward<Traits>};
 }
 
 }  // namespace attile::cuda::generic

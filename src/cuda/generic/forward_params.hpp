@@ -45,7 +45,7 @@ struct Ids {
 
 struct ForwardParams {
   Tensor q, k, v, out;
-  float* lse;  // null: not wanted
+  float* lse;                            // null: not wanted
   int64_t lse_batch, lse_head, lse_row;  // in elements
   Lengths q_lengths, k_lengths;
   int32_t batch, heads_k, group, head_dim, head_dim_v;

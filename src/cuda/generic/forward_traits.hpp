@@ -33,22 +33,38 @@ struct ForwardTraits {
 };
 
 // warps, kM, keys, dims, columns of V, blocks, buffers
-template <class Element> using Plain64 = ForwardTraits<Element, Variant::plain, 4, 1, 64, 64, 64, 4, 2>;
-template <class Element> using Plain96 = ForwardTraits<Element, Variant::plain, 4, 2, 64, 96, 96, 2>;
-template <class Element> using Plain128 = ForwardTraits<Element, Variant::plain, 4, 2, 64, 128, 128, 2>;
-template <class Element> using Plain192 = ForwardTraits<Element, Variant::plain, 4, 1, 64, 192, 192, 2>;
-template <class Element> using Plain256 = ForwardTraits<Element, Variant::plain, 4, 1, 48, 256, 256, 2>;
-template <class Element> using General64 = ForwardTraits<Element, Variant::general, 4, 1, 64, 64, 64, 3, 2>;
-template <class Element> using General128 = ForwardTraits<Element, Variant::general, 4, 1, 64, 128, 128, 2>;
-template <class Element> using General256 = ForwardTraits<Element, Variant::general, 4, 1, 48, 256, 256, 2>;
-template <class Element> using Streamed = ForwardTraits<Element, Variant::streamed, 4, 1, 32, 64, 256, 2>;
+template <class Element>
+using Plain64 = ForwardTraits<Element, Variant::plain, 4, 1, 64, 64, 64, 4, 2>;
+template <class Element>
+using Plain96 = ForwardTraits<Element, Variant::plain, 4, 2, 64, 96, 96, 2>;
+template <class Element>
+using Plain128 = ForwardTraits<Element, Variant::plain, 4, 2, 64, 128, 128, 2>;
+template <class Element>
+using Plain192 = ForwardTraits<Element, Variant::plain, 4, 1, 64, 192, 192, 2>;
+template <class Element>
+using Plain256 = ForwardTraits<Element, Variant::plain, 4, 1, 48, 256, 256, 2>;
+template <class Element>
+using General64 = ForwardTraits<Element, Variant::general, 4, 1, 64, 64, 64, 3, 2>;
+template <class Element>
+using General128 = ForwardTraits<Element, Variant::general, 4, 1, 64, 128, 128, 2>;
+template <class Element>
+using General256 = ForwardTraits<Element, Variant::general, 4, 1, 48, 256, 256, 2>;
+template <class Element>
+using Streamed = ForwardTraits<Element, Variant::streamed, 4, 1, 32, 64, 256, 2>;
 
-template <class Element> using Wide64 = ForwardTraits<Element, Variant::plain, 4, 2, 32, 64, 64, 2>;
-template <class Element> using Wide128 = ForwardTraits<Element, Variant::plain, 4, 1, 32, 128, 128, 2>;
-template <class Element> using Wide256 = ForwardTraits<Element, Variant::plain, 4, 1, 16, 256, 256, 2>;
-template <class Element> using WideGeneral64 = ForwardTraits<Element, Variant::general, 4, 1, 64, 64, 64, 2>;
-template <class Element> using WideGeneral128 = ForwardTraits<Element, Variant::general, 4, 1, 32, 128, 128, 2>;
-template <class Element> using WideGeneral256 = ForwardTraits<Element, Variant::general, 4, 1, 16, 256, 256, 2>;
-template <class Element> using WideStreamed = ForwardTraits<Element, Variant::streamed, 4, 1, 32, 64, 128, 2>;
+template <class Element>
+using Wide64 = ForwardTraits<Element, Variant::plain, 4, 2, 32, 64, 64, 2>;
+template <class Element>
+using Wide128 = ForwardTraits<Element, Variant::plain, 4, 1, 32, 128, 128, 2>;
+template <class Element>
+using Wide256 = ForwardTraits<Element, Variant::plain, 4, 1, 16, 256, 256, 2>;
+template <class Element>
+using WideGeneral64 = ForwardTraits<Element, Variant::general, 4, 1, 64, 64, 64, 2>;
+template <class Element>
+using WideGeneral128 = ForwardTraits<Element, Variant::general, 4, 1, 32, 128, 128, 2>;
+template <class Element>
+using WideGeneral256 = ForwardTraits<Element, Variant::general, 4, 1, 16, 256, 256, 2>;
+template <class Element>
+using WideStreamed = ForwardTraits<Element, Variant::streamed, 4, 1, 32, 64, 128, 2>;
 
 }  // namespace attile::cuda::generic

@@ -24,13 +24,9 @@ Tensor tensor_of(const View& v) {
 
 namespace {
 
-Indices indices_of(const IndexView& v) {
-  return {v.data, v.stride * bytes_of(v.dtype), v.dtype == DType::i64};
-}
+Indices indices_of(const IndexView& v) { return {v.data, v.stride * bytes_of(v.dtype), v.dtype == DType::i64}; }
 
-Lengths lengths_of(const Sequences& s) {
-  return {indices_of(s.cu), indices_of(s.lens), static_cast<int32_t>(s.rows), s.packed};
-}
+Lengths lengths_of(const Sequences& s) { return {indices_of(s.cu), indices_of(s.lens), static_cast<int32_t>(s.rows), s.packed}; }
 
 Elementwise elementwise_of(const View& v, int64_t size_of_pairs) {
   const int64_t size = bytes_of(v.dtype);

@@ -20,11 +20,11 @@ struct Band {
 
 struct Work {
   int sequence, head_k, column_part, split;
-  int unit;               // number of the block, without split and column part
-  int q_batch, k_batch;   // indices of the batch axis
-  int q_first, k_first;   // first rows of the sequence
-  int first, count;       // rows of the tile: `count` attend
-  int stored;             // and `stored` exist, count <= stored
+  int unit;              // number of the block, without split and column part
+  int q_batch, k_batch;  // indices of the batch axis
+  int q_first, k_first;  // first rows of the sequence
+  int first, count;      // rows of the tile: `count` attend
+  int stored;            // and `stored` exist, count <= stored
   int seqlen_q;
   Band band;
   int clear, clear_step;  // clear >= 0: this block has no tile, but clears rows clear, clear + clear_step, ... < clear_end
@@ -36,9 +36,7 @@ __device__ __forceinline__ int64_t read_index(const Indices& x, int64_t i) {
   return x.wide ? static_cast<int64_t>(load_unaligned<uint64_t>(at)) : static_cast<int32_t>(load_unaligned<uint32_t>(at));
 }
 
-__device__ __forceinline__ int clamp_to(int64_t x, int low, int high) {
-  return static_cast<int>(x < low ? low : x > high ? high : x);
-}
+__device__ __forceinline__ int clamp_to(int64_t x, int low, int high) { return static_cast<int>(x < low ? low : x > high ? high : x); }
 
 // Lengths that break their contract read nothing out of bounds.
 __device__ __forceinline__ void sequence_rows(const Lengths& s, int b, int& first, int& length) {

@@ -125,8 +125,8 @@ __device__ __forceinline__ void add_bias_words(const ForwardParams& p, const Bia
 }
 
 template <class T, int kM, int kN, class Convert>
-__device__ __forceinline__ void add_bias_of(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0, float (&s)[kM][kN / 8][4],
-                                            Convert convert) {
+__device__ __forceinline__ void add_bias_of(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0,
+                                            float (&s)[kM][kN / 8][4], Convert convert) {
   const bool capped = p.softcap != 0.f;
   for_each_pair<kM, kN>([&](int m, int r, int n) {
     const int key = k0 + 8 * n + lane_column();
@@ -139,7 +139,8 @@ __device__ __forceinline__ void add_bias_of(const ForwardParams& p, const Work& 
 }
 
 template <int kM, int kN>
-__device__ __forceinline__ void add_bias(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0, float (&s)[kM][kN / 8][4]) {
+__device__ __forceinline__ void add_bias(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0,
+                                         float (&s)[kM][kN / 8][4]) {
   switch (p.bias.dtype) {
     case DType::bf16:
       return add_bias_of<uint16_t, kM, kN>(p, w, rows, k0, s, [](uint16_t x) { return __uint_as_float(static_cast<uint32_t>(x) << 16); });
@@ -148,7 +149,8 @@ __device__ __forceinline__ void add_bias(const ForwardParams& p, const Work& w, 
     case DType::f32:
       return add_bias_of<uint32_t, kM, kN>(p, w, rows, k0, s, [](uint32_t x) { return __uint_as_float(x); });
     default:
-      return add_bias_of<uint64_t, kM, kN>(p, w, rows, k0, s, [](uint64_t x) { return __double2float_rn(__longlong_as_double(static_cast<long long>(x))); });
+      return add_bias_of<uint64_t, kM, kN>(p, w, rows, k0, s,
+                                           [](uint64_t x) { return __double2float_rn(__longlong_as_double(static_cast<long long>(x))); });
   }
 }
 
@@ -172,7 +174,8 @@ __device__ __forceinline__ void apply_mask_of(const ForwardParams& p, const Work
 }
 
 template <int kM, int kN>
-__device__ __forceinline__ void apply_mask(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0, float (&s)[kM][kN / 8][4]) {
+__device__ __forceinline__ void apply_mask(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0,
+                                           float (&s)[kM][kN / 8][4]) {
   switch (p.mask.dtype) {
     case DType::boolean:
     case DType::i8:
@@ -222,7 +225,8 @@ __device__ __forceinline__ void apply_band(const Band& band, const LaneRows<kM>&
   for (int m = 0; m < kM; ++m)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int column0 = k0 + lane_column(), begin = band.begin(rows.position[m][r]) - column0, end = band.end(rows.position[m][r]) - column0;
+      const int column0 = k0 + lane_column(), begin = band.begin(rows.position[m][r]) - column0,
+                end = band.end(rows.position[m][r]) - column0;
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
@@ -233,8 +237,8 @@ __device__ __forceinline__ void apply_band(const Band& band, const LaneRows<kM>&
 
 // All but the band, on scores of Q K^T. words: the tile's bias where p.bias.pairs.
 template <int kM, int kN>
-__device__ __forceinline__ void finish_scores(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, const BiasWords<kM, kN>& words,
-                                              int k0, float (&s)[kM][kN / 8][4]) {
+__device__ __forceinline__ void finish_scores(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows,
+                                              const BiasWords<kM, kN>& words, int k0, float (&s)[kM][kN / 8][4]) {
   const auto each = [&](auto f) {
     for_each_pair<kM, kN>([&](int m, int r, int n) {
       s[m][n][2 * r] = f(s[m][n][2 * r]);

@@ -130,7 +130,8 @@ __device__ __forceinline__ void softmax(float (&s)[kM][kN][4], SoftmaxState<kM>&
 // p becomes 0 where dropped; NaN stays. A call of Philox serves rows i and i + 8 and keys j and j + 1, which is what a lane holds
 // when a row is a position; in a group of heads it serves one row.
 template <int kM, int kN>
-__device__ __forceinline__ void apply_dropout(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0, float (&s)[kM][kN / 8][4]) {
+__device__ __forceinline__ void apply_dropout(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0,
+                                              float (&s)[kM][kN / 8][4]) {
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll

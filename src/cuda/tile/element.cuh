@@ -19,7 +19,9 @@ struct Bf16 {
     return reinterpret_cast<const uint32_t&>(pair);
   }
   static __device__ __forceinline__ float2 unpack(uint32_t x) { return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)}; }
-  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { ptx::mma_bf16(c, a, b0, b1); }
+  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    ptx::mma_bf16(c, a, b0, b1);
+  }
 };
 
 struct F16 {
@@ -31,7 +33,9 @@ struct F16 {
     return reinterpret_cast<const uint32_t&>(pair);
   }
   static __device__ __forceinline__ float2 unpack(uint32_t x) { return __half22float2(reinterpret_cast<const __half2&>(x)); }
-  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { ptx::mma_f16(c, a, b0, b1); }
+  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    ptx::mma_f16(c, a, b0, b1);
+  }
 };
 
 struct F32 {

@@ -132,8 +132,7 @@ __device__ __forceinline__ void values_product(float (&o)[kM][kColumns / 8][4], 
 #pragma unroll
       for (int m = 0; m < kM; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          a[m][i] = Element::pack(p[m][2 * step + i / 2][2 * (i % 2)], p[m][2 * step + i / 2][2 * (i % 2) + 1]);
+        for (int i = 0; i < 4; ++i) a[m][i] = Element::pack(p[m][2 * step + i / 2][2 * (i % 2)], p[m][2 * step + i / 2][2 * (i % 2) + 1]);
       if (kTrim && step > 0) load_b(step * kParts);
 #pragma unroll
       for (int n = 0; n < kParts; ++n) {
