@@ -22,6 +22,7 @@ import numpy as np
 from minilm_model import LAYERS, MOST_TOKENS, MiniLM, latent_attention, plain_attention, read_model
 from minilm_tokenizer import WordPiece
 from pypi_files import ModelFileError
+from quiet import until_the_reader_leaves
 
 SENTENCES = """\
 Leaves turn sunlight, water and carbon dioxide into sugar.
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    until_the_reader_leaves(main)

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import smollm2_files as files
 import smollm2_mla as mla
+from quiet import until_the_reader_leaves
 from smollm2_model import Config, Model, attile_attention, numpy_attention, numpy_attention_float64
 from smollm2_tokenizer import Tokenizer
 from threadpoolctl import threadpool_limits
@@ -266,16 +267,7 @@ def report(figures: dict) -> None:
 
 
 def main() -> None:
-    """The command; a reader that has seen enough, `| head`, ends it quietly."""
-    try:
-        run_command(parse_arguments())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
-        sys.exit(1)
-
-
-def run_command(options: argparse.Namespace) -> None:
+    options = parse_arguments()
     # A prompt that is not UTF-8, and a terminal that cannot show every character, lose characters, not the run.
     options.prompt, options.system = (os.fsencode(text).decode("utf-8", errors="replace") for text in (options.prompt, options.system))
     sys.stdout.reconfigure(errors="replace")
@@ -296,4 +288,4 @@ def run_command(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    until_the_reader_leaves(main)
