@@ -229,7 +229,8 @@ std::string decode_why_not(const AttentionProblem& p, const Config&) {
 
 Plan plan_decode(const DecodeIsa& isa, const AttentionProblem& p, const Config& config, int threads) {
   Plan plan;
-  plan.block_q = std::min(config.block_q ? config.block_q : 8, std::max<int64_t>(1, query_rows(p)));
+  const int64_t most_rows = isa.vector_bytes == 64 ? 8 : 4;  // of a block
+  plan.block_q = std::min({config.block_q ? config.block_q : most_rows, most_rows, std::max<int64_t>(1, query_rows(p))});
   plan.block_k = config.block_k ? std::min(config.block_k, kMostBlock) : choose_block_k(p);
 
   // Parts: enough for many threads, from the lengths alone; each so long that its beginning and the joining cost little.
