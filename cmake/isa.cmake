@@ -6,7 +6,8 @@ set(attile_isa_flags_avx2 -mavx -mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt -mmovbe
 set(attile_isa_flags_avx512
   ${attile_isa_flags_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(attile_isa_flags_avx512bf16 ${attile_isa_flags_avx512} -mavx512bf16)
-set(attile_isa_flags_amx ${attile_isa_flags_avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
+# Without exceptions the scope of the tiles needs no landing pads, whose weak symbols carry no namespace.
+set(attile_isa_flags_amx ${attile_isa_flags_avx512} -mavx512bf16 -mamx-tile -mamx-bf16 -fno-exceptions)
 
 # Tests of AMX kernels on machines without AMX: cpu/amx/tiles.hpp computes what the instructions would, some 30 times slower.
 option(ATTILE_AMX_EMULATION "Emulate AMX where AVX-512 has bfloat16 (tests only)" OFF)
