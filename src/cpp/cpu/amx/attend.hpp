@@ -197,7 +197,7 @@ class TileAttention {
   // Rows of keys [begin, end) into L2. Returns end.
   int64_t prefetch(int64_t begin, int64_t end) const {
     if (begin >= end) return end;
-    const int64_t element = static_cast<int64_t>(size_of(u.dtype));
+    constexpr int64_t element = sizeof(typename PartFormat<kParts>::type::Storage);
     with_rows(u, begin, [&](auto k_row, auto v_row) {
       for (int64_t j = 0; j < end - begin; ++j) {
         for (int64_t i = 0; i < u.head_dim * element; i += 64) __builtin_prefetch(k_row(j) + i, 0, 2);

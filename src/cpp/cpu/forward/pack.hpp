@@ -29,7 +29,14 @@ inline void with_format(DType dtype, F&& f) {
   }
 }
 
-// Likewise for q, k, v and out, whose dtype belongs to the accumulator.
+// The size of an element of a floating dtype. core's table would leave its symbol in every level.
+inline int64_t element_bytes(DType dtype) {
+  int64_t bytes = 0;
+  with_format(dtype, [&](auto format) { bytes = sizeof(typename decltype(format)::Storage); });
+  return bytes;
+}
+
+// Calls f with the format of q, k, v and out, whose dtype belongs to the accumulator.
 template <class T, class F>
 inline void with_input_format(DType dtype, F&& f) {
   if constexpr (sizeof(T) == 8) {

@@ -20,7 +20,7 @@ template <class T>
 inline void pack_weight_rows(const WeightSlice& w, int64_t column, T* panel) {
   constexpr int W = kLanes<T>;
   const int64_t columns = w.columns - column < kPanel<T> ? w.columns - column : kPanel<T>;
-  const char* data = w.data + column * static_cast<int64_t>(size_of(w.dtype));
+  const char* data = w.data + column * element_bytes(w.dtype);
   if constexpr (kBf16Pairs) {
     pack_value_pairs([&](int64_t l) { return data + l * w.depth_stride; }, w.depth, columns, kPanel<T>, panel);
   } else {
@@ -59,7 +59,7 @@ template <class T>
 void pack_weight(const WeightSlice& w, void* to) {
   T* panel = static_cast<T*>(to);
   for (int64_t column = 0; column < w.columns; column += kPanel<T>, panel += w.depth / kProjectionPair * kPanel<T>) {
-    if (w.column_stride == static_cast<int64_t>(size_of(w.dtype))) {
+    if (w.column_stride == element_bytes(w.dtype)) {
       pack_weight_rows<T>(w, column, panel);
     } else {
       pack_weight_columns<T>(w, column, panel);

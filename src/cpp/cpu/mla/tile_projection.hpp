@@ -21,7 +21,7 @@ template <int kParts>
 void pack_weight_tiles(const WeightSlice& w, void* packed) {
   char* to = static_cast<char*>(packed);
   const int64_t chunks = (w.depth + kTileStep - 1) / kTileStep, panel_bytes = chunks * kParts * kStepBytes;
-  if (w.column_stride != static_cast<int64_t>(size_of(w.dtype))) {
+  if (w.column_stride != element_bytes(w.dtype)) {
     for (int64_t column = 0; column < w.columns; column += kTileLanes, to += panel_bytes)
       pack_query_tiles<kParts>([&](int64_t l) { return column + l < w.columns ? w.data + (column + l) * w.column_stride : nullptr; },
                                w.depth, to);
