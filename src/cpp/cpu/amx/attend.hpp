@@ -149,7 +149,9 @@ class TileAttention {
   const QueryRow* rows(int64_t panel) const { return panel + 1 < panels ? u.rows + panel * kTileLanes : last_rows; }
   char* queries(int64_t panel) const { return static_cast<char*>(u.scratch.q) + panel * chunks * kParts * kStepBytes; }
   float* scores(int turn) const { return static_cast<float*>(u.scratch.scores) + turn * kGroup * kTileLanes; }
-  char* probabilities(int side) const { return static_cast<char*>(u.scratch.probabilities) + side * u.block_k / kTileStep * kParts * kStepBytes; }
+  char* probabilities(int side) const {
+    return static_cast<char*>(u.scratch.probabilities) + side * u.block_k / kTileStep * kParts * kStepBytes;
+  }
   float* out(int64_t panel) const { return static_cast<float*>(u.state.out) + panel * columns * kTileLanes; }
   float* max_of(int64_t panel) const { return static_cast<float*>(u.state.max) + panel * kTileLanes; }
   float* sum_of(int64_t panel) const { return static_cast<float*>(u.state.sum) + panel * kTileLanes; }

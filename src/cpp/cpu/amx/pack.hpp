@@ -19,8 +19,9 @@ struct Chunk {
   Halves part[kParts];
 };
 
-inline Vec<float> low_floats(Halves h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256((__m512i)h)), 16)); }
-inline Vec<float> high_floats(Halves h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64((__m512i)h, 1)), 16)); }
+inline Vec<float> floats_of(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
+inline Vec<float> low_floats(Halves h) { return floats_of(_mm512_castsi512_si256((__m512i)h)); }
+inline Vec<float> high_floats(Halves h) { return floats_of(_mm512_extracti64x4_epi64((__m512i)h, 1)); }
 
 // Rounding may carry a finite number to infinity: it is cut off then. Infinity and NaN have no rest.
 template <int kParts>
@@ -123,7 +124,7 @@ inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* t
   }
 }
 
-// Interleaving within 128 bits leaves word w of a half at column kColumn + 4 (w / 4) + w.
+// Interleaving within 128 bits leaves its halves' words at these columns.
 inline int64_t column_of(int half, int word) { return 4 * half + 8 * (word / 4) + word % 4; }
 
 template <int kParts, class RowAt>

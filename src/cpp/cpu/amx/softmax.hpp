@@ -72,7 +72,8 @@ class GroupSoftmax {
  public:
   Vec<float> sum[2], top[2];  // of the keys done
 
-  inline __attribute__((always_inline)) GroupSoftmax() : sum{}, top{}, shift_{}, lowest_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
+  inline __attribute__((always_inline)) GroupSoftmax()
+      : sum{}, top{}, shift_{}, lowest_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
 
   inline __attribute__((always_inline)) void begin(const float* s, char* p, int64_t keys, const Vec<float> (&base)[2], float c) {
     constexpr float kExponent = 0x1.8p23f + 127;
