@@ -1,9 +1,11 @@
 """A Cython extension that cimports attile's C interface and is linked against nothing of it."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +93,18 @@ def test_cython_call_reports_the_same_error(consumer):
 def test_header_and_library_agree_on_the_abi(consumer):
     runtime, header = consumer.abi()
     assert runtime == header
+
+
+def test_every_function_and_field_of_the_header_is_there():
+    header = (Path(attile.get_include()) / "attile" / "attile.h").read_text()
+    header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    declarations = Path(attile.__file__).with_name("cython_api.pxd").read_text()
+    functions = re.findall(r"ATTILE_API [^;]*?\battile_(\w+)\(", header)
+    assert len(functions) > 10
+    assert set(functions) == set(re.findall(r"^cdef [^(]*?(\w+)\(", declarations, flags=re.MULTILINE))
+    structs = re.findall(r"typedef struct (\w+_params) \{(.*?)\}", header, flags=re.DOTALL)
+    assert len(structs) > 5
+    for name, body in structs:
+        fields = [" ".join(field.split()) for field in body.split(";") if field.strip()]
+        lines = re.search(rf"ctypedef struct {name}:\n((?: {{8}}.*\n)+)", declarations).group(1)
+        assert [line.strip() for line in lines.splitlines()] == fields, name

@@ -4,6 +4,17 @@
 cdef extern from "attile/attile.h" nogil:
     attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op)
     attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op)
+    attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op)
+    attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op)
+    attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan)
+    void attile_mla_plan_destroy(attile_mla_plan* plan)
+    attile_status attile_mla_decode_create(const attile_mla_decode_params* params, attile_op** op)
+    attile_status attile_append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void* stream)
+    const char* attile_op_explain(const attile_op* op)
+    attile_status attile_cuda_synchronize(int32_t device_id, void* stream)
+    const char* attile_show_config()
+    attile_status attile_set_num_threads(int32_t n)
+    int32_t attile_get_num_threads()
     int32_t attile_op_num_outputs(const attile_op* op)
     attile_status attile_op_output(const attile_op* op, int32_t index, attile_tensor* output)
     attile_status attile_op_bind(attile_op* op, const attile_tensor** outputs, int32_t count)
@@ -20,6 +31,50 @@ cdef attile_status flash_attention_create(const attile_flash_attention_params* p
 
 cdef attile_status merge_states_create(const attile_merge_states_params* params, attile_op** op) noexcept nogil:
     return attile_merge_states_create(params, op)
+
+
+cdef attile_status flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op) noexcept nogil:
+    return attile_flash_attention_with_kvcache_create(params, op)
+
+
+cdef attile_status mla_attention_create(const attile_mla_attention_params* params, attile_op** op) noexcept nogil:
+    return attile_mla_attention_create(params, op)
+
+
+cdef attile_status mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan) noexcept nogil:
+    return attile_mla_plan_create(params, plan)
+
+
+cdef void mla_plan_destroy(attile_mla_plan* plan) noexcept nogil:
+    attile_mla_plan_destroy(plan)
+
+
+cdef attile_status mla_decode_create(const attile_mla_decode_params* params, attile_op** op) noexcept nogil:
+    return attile_mla_decode_create(params, op)
+
+
+cdef attile_status append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void* stream) noexcept nogil:
+    return attile_append_paged_mla_kv_cache(params, stream)
+
+
+cdef const char* op_explain(const attile_op* op) noexcept nogil:
+    return attile_op_explain(op)
+
+
+cdef attile_status cuda_synchronize(int32_t device_id, void* stream) noexcept nogil:
+    return attile_cuda_synchronize(device_id, stream)
+
+
+cdef const char* show_config() noexcept nogil:
+    return attile_show_config()
+
+
+cdef attile_status set_num_threads(int32_t n) noexcept nogil:
+    return attile_set_num_threads(n)
+
+
+cdef int32_t get_num_threads() noexcept nogil:
+    return attile_get_num_threads()
 
 
 cdef int32_t op_num_outputs(const attile_op* op) noexcept nogil:
