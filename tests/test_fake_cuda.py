@@ -1,75 +1,25 @@
 """Calls on CUDA arrays without a GPU: libattile_cuda.so is replaced by tests/cpp/fake_cuda.cpp and CuPy by a few lines, so that everything
 between them is as in earnest: devices, streams, scratch, index arrays on either side, errors."""
 
-import os
-import pathlib
-import shutil
 import subprocess
 
-import attile
 import pytest
+from other_cuda import COMPILER, NEEDS, ROOT, copy_package, run
 from producers import needs_versions
-from run_python import run_python
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMPILER = os.environ.get("CXX", "g++")
-pytestmark = [
-    needs_versions,
-    pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler"),
-    pytest.mark.skipif(not (ROOT / "src/cuda/entry.hpp").exists(), reason="needs the sources"),
-]
+pytestmark = [needs_versions, *NEEDS]
 
-CUPY = """
-import contextlib, sys, types
+START = """
 import numpy as np
-import producers
-
-class ndarray(producers.OnCuda):
-    def __init__(self, array, id=0):
-        super().__init__(array)
-        self.id = id
-    def patch(self, tensor):
-        tensor.device, tensor.device_id = 2, self.id
-    @property
-    def dtype(self):
-        return self.array.dtype
-    @property
-    def device(self):
-        return Device(self.id)
-    def __dlpack__(self, *, stream=None, **kwargs):
-        assert stream == -1
-        return super().__dlpack__(**kwargs)
-
-class Device:
-    now = 0
-    def __init__(self, id):
-        self.id = id
-    def __enter__(self):
-        self.before, Device.now = Device.now, self.id
-    def __exit__(self, *error):
-        Device.now = self.before
-
-def empty(shape, dtype):
-    if limit is not None and np.prod(shape) > limit:
-        raise MemoryError("the pool is dry")
-    return ndarray(np.full(shape, 255, np.uint8) if dtype == np.uint8 else np.full(shape, np.nan, dtype), Device.now)
-
-limit = None
-ndarray.__module__ = "cupy"
-cupy = sys.modules["cupy"] = types.ModuleType("cupy")
-cupy.ndarray, cupy.__version__, cupy.empty = ndarray, "14.2", empty
-cupy.cuda = types.SimpleNamespace(Device=Device, get_current_stream=lambda: types.SimpleNamespace(ptr=0x50 + Device.now))
-
+import fake_cupy
+from fake_cupy import ndarray, on
 import attile
 from calls import cu, good, packed
-
-def on(call, host=(), id=0):
-    return {n: ndarray(x, id) if isinstance(x, np.ndarray) and n not in host else x for n, x in call.items() if n != "out"}
 
 def check(call, host=(), id=0, function=attile.flash_attention):
     out = function(**on(call, host, id))
     assert type(out) is ndarray and out.id == id
-    np.testing.assert_allclose(out.array, function(**{n: x for n, x in call.items() if n != "out"}), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out.get(), function(**{n: x for n, x in call.items() if n != "out"}), rtol=1e-5, atol=1e-6)
 
 def error(call, **more):
     try:
@@ -83,27 +33,15 @@ def error(call, **more):
 def package(tmp_path_factory):
     """A copy of the installed package with the fake library in it."""
     folder = tmp_path_factory.mktemp("fake")
-    installed = pathlib.Path(attile._core.__file__).parent
-    shutil.copytree(pathlib.Path(attile.__file__).parent, folder / "attile", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(installed, folder / "attile", ignore=shutil.ignore_patterns("__pycache__", "libattile_cuda.so"), dirs_exist_ok=True)
-    library = folder / "attile/lib/libattile_cuda.so"
-    library.unlink(missing_ok=True)
     includes = [f"-I{ROOT / path}" for path in ("src", "src/cpp", "src/cpp/include")]
     source = str(ROOT / "tests/cpp/fake_cuda.cpp")
     command = [COMPILER, "-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", *includes, source]
-    subprocess.run([*command, "-o", str(library)], check=True)
+    subprocess.run([*command, "-o", str(copy_package(folder))], check=True)
     return folder
 
 
-def run(package, script, **environment):
-    """What the script printed."""
-    libraries = f"{package / 'attile/lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    path = f"{package}:{ROOT / 'tests'}"
-    return run_python(CUPY + script, PYTHONPATH=path, LD_LIBRARY_PATH=libraries, PYTHONUNBUFFERED="1", **environment).splitlines()
-
-
 def test_device_and_stream_of_the_arrays(package):
-    assert run(package, "check(good())\ncheck(good(), id=1)") == ["device 0 of 2, stream 0x50", "device 1 of 2, stream 0x51"]
+    assert run(package, START + "check(good())\ncheck(good(), id=1)") == ["device 0 of 2, stream 0x50", "device 1 of 2, stream 0x51"]
 
 
 def test_index_arrays_on_either_side(package):
@@ -119,7 +57,7 @@ check(rank_4, ("cum_seqlens_k", "q_segment_ids", "kv_segment_ids"))
 print(attile.explain(attile.flash_attention, **on(rank_4))["plan"]["block_k"], "known to the host:",
       attile.explain(attile.flash_attention, **on(rank_4, ("cum_seqlens_k",)))["plan"]["block_k"])
 """
-    assert run(package, script)[-1] == "7 known to the host: 6"
+    assert run(package, START + script)[-1] == "7 known to the host: 6"
 
 
 def test_caches(package):
@@ -136,7 +74,7 @@ try:
 except ValueError as e:
     print(e)
 """
-    assert run(package, script)[-1].startswith("flash_attention_with_kvcache: cache_seqlens[1] must be from 0 to")
+    assert run(package, START + script)[-1].startswith("flash_attention_with_kvcache: cache_seqlens[1] must be from 0 to")
 
 
 def test_errors_of_cuda_name_the_call_and_leave_nothing_behind(package):
@@ -147,9 +85,9 @@ error(good(), id=1)
 del os.environ["FAKE_CUDA_FAIL"]
 check(good(), id=1)
 error(good(), id=2)
-limit = 10
+fake_cupy.limit = 10
 error(good())
-limit = None
+fake_cupy.limit = None
 check(good())
 os.environ["FAKE_CUDA_CAPTURING"] = "1"
 error(packed(), host=("cum_seqlens_q",))
@@ -160,7 +98,7 @@ try:
 except RuntimeError as e:
     print(e)
 """
-    lines = [line for line in run(package, script) if not line.startswith("device")]
+    lines = [line for line in run(package, START + script) if not line.startswith("device")]
     assert lines == [
         "RuntimeError flash_attention: on cuda:1 (Fake 1), launching the fake kernel: out of fakes",
         "RuntimeError flash_attention: the arrays are on cuda:2, but the driver knows 2 GPUs",
@@ -181,7 +119,7 @@ os.environ["FAKE_CUDA_COUNT"] = "1"
 check(good())
 print([gpu["name"] for gpu in attile.show_config()["gpus"]])
 """
-    lines = run(package, script, FAKE_CUDA_COUNT="0")
+    lines = run(package, START + script, FAKE_CUDA_COUNT="0")
     missing = "no driver was found; a driver is needed"
     assert lines == [
         f"RuntimeError flash_attention: the arrays are on cuda:0, but {missing}",

@@ -1,0 +1,136 @@
+// CUDA C++ for an ordinary compiler: included ahead of everything, as nvcc does with its own. The threads of a block are fibers of one
+// thread; what lanes of a warp or threads of a block do together waits until all have come. See emulation.cpp.
+//
+// Not emulated: the truncation of tensor cores, the approximations of the special function unit but for flushed results, and memory models:
+// a fiber runs undisturbed to its next collective operation, so of races only those are seen that this order brings to light.
+#pragma once
+
+#include <math.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __device__
+#define __host__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(n) __attribute__((aligned(n)))
+#define __shared__ static  // `extern __shared__` is rewritten to `extern`: an array of emulation.cpp
+
+using std::max;
+using std::min;
+
+struct Index3 {
+  unsigned x;
+};
+extern Index3 threadIdx, blockIdx, gridDim;
+
+struct float2 {
+  float x, y;
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace emulation {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kSharedBytes = 99 << 10;  // what every GPU since sm_80 has
+
+[[noreturn]] void fail(const char* what);
+
+// ---- a warp ----
+
+// What a lane brings to an operation of its warp, and what it receives.
+struct Lane {
+  uint32_t x[6];
+};
+using Lanes = Lane[kWarp];
+
+// Waits for all lanes; the last runs `operation` on what they brought. Lanes that wait for different operations are an error.
+Lane together(const Lane& mine, void (*operation)(Lanes&));
+
+template <class To, class From>
+To bits(const From& x) {
+  To y{};
+  memcpy(&y, &x, std::min(sizeof x, sizeof y));
+  return y;
+}
+
+// x[0]: any word or two; x[5]: the lane it is wanted from.
+template <class T>
+T shuffle(T x, int from) {
+  static_assert(sizeof(T) <= 8);
+  Lane lane = bits<Lane>(x);
+  lane.x[5] = static_cast<uint32_t>(from);
+  return bits<T>(together(lane, [](Lanes& lanes) {
+    Lanes before;
+    memcpy(before, lanes, sizeof before);
+    for (Lane& l : lanes) {
+      if (l.x[5] >= kWarp) fail("a shuffle from a lane that does not exist");
+      l = before[l.x[5]];
+    }
+  }));
+}
+
+// ---- a launch ----
+
+// Runs the blocks one after another. kernel<<<blocks, threads, shared_bytes, stream>>>(arguments) is rewritten to this.
+void launch(int64_t blocks, int threads, int64_t shared_bytes, void* stream, const std::function<void()>& thread);
+
+// ---- shared memory ----
+
+// The launch's dynamic shared memory. An access that is misaligned or leaves it is an error.
+char* shared_at(uint32_t address, uint32_t bytes);
+uint32_t shared_address(const void* p);
+
+// A copy that arrives when its thread waits for its copies. Zeros follow after `bytes`.
+void copy_later(uint32_t to, const void* from, int size, int bytes);
+void wait_for_copies();
+
+}  // namespace emulation
+
+// ---- what CUDA's headers declare ----
+
+void __syncthreads();
+int __syncthreads_or(int x);
+
+inline int lane_of_thread() { return static_cast<int>(threadIdx.x % emulation::kWarp); }
+template <class T>
+T __shfl_sync(unsigned, T x, int lane) {
+  return emulation::shuffle(x, lane);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T x, int mask) {
+  return emulation::shuffle(x, lane_of_thread() ^ mask);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T x, int delta) {
+  return emulation::shuffle(x, lane_of_thread() < delta ? lane_of_thread() : lane_of_thread() - delta);
+}
+inline unsigned __ballot_sync(unsigned, bool x) {
+  return emulation::together({{x}},
+                             [](emulation::Lanes& lanes) {
+                               uint32_t all = 0;
+                               for (int l = 0; l < emulation::kWarp; ++l) all |= lanes[l].x[0] << l;
+                               for (emulation::Lane& lane : lanes) lane.x[0] = all;
+                             })
+      .x[0];
+}
+inline bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x) != 0; }
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint32_t __float_as_uint(float x) { return emulation::bits<uint32_t>(x); }
+inline float __uint_as_float(uint32_t x) { return emulation::bits<float>(x); }
+inline long long __double_as_longlong(double x) { return emulation::bits<long long>(x); }
+inline double __longlong_as_double(long long x) { return emulation::bits<double>(x); }
+inline float __double2float_rn(double x) { return static_cast<float>(x); }
+inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}

@@ -1,0 +1,175 @@
+"""Calls on the emulated CUDA library, judged: what tests/test_cuda_emulation.py runs in a process of its own.
+
+Every function makes many calls, prints how many, and fails with all that failed. A pattern chooses cases by their names.
+"""
+
+import ctypes
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+from fake_cupy import ndarray, on
+
+import attile  # isort: skip: fake_cupy is first
+import cases
+from attile import FlashAttentionConfig
+from cases import Case, options
+from reference_gradients import gradients
+from tolerance import Judge
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def every(things, call):
+    """Call `call` on each of the things."""
+    failed, count = [], 0
+    for thing in things:
+        count += 1
+        try:
+            call(thing)
+        except (AssertionError, RuntimeError, NotImplementedError) as error:
+            failed.append(f"{thing}: {error}")
+    assert not failed, "\n".join([f"{len(failed)} of {count} calls failed", *failed])
+    assert count
+    print(count)
+
+
+def matching(pattern, *lists):
+    return [case for cases_ in lists for case in cases_ if case.dtype != "float64" and re.match(pattern, case.id)]
+
+
+def larger():
+    """Several tiles of queries and keys, every compiled head dim, every option."""
+    base = Case(id="larger", heads_q=2, heads_k=1, seqlen_q=100, seqlen_k=200, head_dim=64, head_dim_v=64)
+    shapes = {
+        "full": {},
+        "causal": options(causal=True),
+        "bottom_right": options(causal=True, causal_alignment="bottom_right"),
+        "window": options(sliding_window=(70, 13)),
+        "bias": {"bias": (2, 2, 100, 200)},
+        "bias_of_all": {"bias": (1, 1, 100, 200), "bias_dtype": "float32"},
+        "mask": {"attention_mask": (2, 1, 100, 200)},
+        "segments": {"segments": 4},
+        "sinks": {"sinks": (2, 2)},
+        "softcap": options(logits_soft_cap=3.0),
+        "dropout": options(dropout_prob=0.2, dropout_seed=1234567890123),
+        "unnormalized": options(normalize_output=False),
+        "negative_scale": options(softmax_scale=-0.2),
+        "steep": options(softmax_scale=300000.0),
+        "staircase": {"keys": "staircase"},
+        "gaps": {"bias": (2, 100, 200), "memory": "gaps"},
+        "padded": {"layout": "padded", "lens_q": (100, 67), "lens_k": (65, 200)},
+        "packed": {"layout": "packed", "lens_q": (65, 0, 30), "lens_k": (128, 20, 52)} | options(causal=True, causal_alignment="bottom_right"),
+        "everything": cases.FEATURES["everything"]
+        | {"lens_q": (100, 20), "lens_k": (110, 200), "bias": (1, 2, 100, 200), "attention_mask": (100, 200), "sinks": (2, 2)},
+    }
+    for dtype in ("bfloat16", "float32"):
+        for dim, dim_v in ((64, 64), (128, 128)):
+            yield from cases.variants(
+                dataclasses.replace(base, id=f"larger{dim}-{dtype}", dtype=dtype, head_dim=dim, head_dim_v=dim_v),
+                shapes if dtype == "bfloat16" or dim == 64 else {name: shapes[name] for name in ("causal", "everything")},
+            )
+        for dim, dim_v in ((33, 40), (72, 72), (96, 96), (100, 1), (192, 128), (256, 256), (320, 264), (576, 512)):
+            yield from cases.variants(
+                dataclasses.replace(base, id=f"larger{dim}_{dim_v}-{dtype}", dtype=dtype, head_dim=dim, head_dim_v=dim_v),
+                {"bottom_right": shapes["bottom_right"], "packed": shapes["packed"]},
+            )
+
+
+LARGER = list(larger())
+
+
+def run(case, **cfg):
+    judge = Judge(case.arrays())
+    out, lse = attile.flash_attention(**on(case.arrays()), return_lse=True, cfg=FlashAttentionConfig(**cfg) if cfg else None)
+    judge.check(out.get(), lse.get())
+
+
+def forward(pattern):
+    every(matching(pattern, cases.SMALL, cases.EDGE, LARGER), run)
+
+
+def splits(number):
+    every([case for case in matching("", cases.SMALL) if case.seqlen_k > 100 or number == 2], lambda case: run(case, num_splits=number))
+
+
+def caches(lens):
+    """Dense and paged caches of sequences of these lengths."""
+    import test_gpu_kvcache
+
+    def check(arguments):
+        call, plain = test_gpu_kvcache.problem(*arguments)
+        out, lse = attile.flash_attention_with_kvcache(**on(call), return_lse=True)
+        Judge(plain).check(out.get(), lse.get())
+
+    every([(dtype, lens, n, page) for dtype in DTYPES for n in (1, 3, 70) for page in (None, 1, 7, 64)], check)
+
+
+def merged():
+    from test_merge import check, states
+
+    def merge(arguments):
+        dtype, spread, shape = arguments
+        arrays = states(dtype, shape=shape, spread=spread)
+        check([x.get() for x in attile.merge_states(*map(ndarray, arrays))], arrays)
+
+    shapes = [(2, 5, 3, 24), (1, 300, 2, 64), (3, 2, 128, 512), (2, 3, 4, 7)]
+    every([(d, spread, shape) for d in ("float64", "float32", "float16") for spread in (0.0, 3.0, 60.0) for shape in shapes], merge)
+
+
+# ---- gradients ----
+
+
+class Array(ctypes.Structure):
+    """cuda_emulation/kernels.cpp: Array."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int64), ("shape", ctypes.c_int64 * 4), ("stride", ctypes.c_int64 * 4)]
+
+
+NUMBERS = {name: i for i, name in enumerate(("float64", "float32", "float16", "bfloat16"))}  # core/dtype.hpp
+
+
+def array_of(x, rows_last=False):
+    """With leading dims of 1; of lse, [batch, head, row, 1]."""
+    if x is None:
+        return Array()
+    shape, strides = ((*x.shape, 1), (*x.strides, 0)) if rows_last else (x.shape, x.strides)
+    front = 4 - len(shape)
+    return Array(
+        x.view(np.uint16).ctypes.data if x.dtype.name == "bfloat16" else x.ctypes.data,
+        NUMBERS[x.dtype.name],
+        ((1,) * front + shape),
+        ((0,) * front + tuple(0 if n == 1 else s // x.itemsize for n, s in zip(shape, strides, strict=True))),
+    )
+
+
+def check_gradients(case):
+    call = case.arrays()
+    device = on(call)
+    out, lse = attile.flash_attention(**device, return_lse=True)
+    rng = np.random.default_rng(7)
+    dout = rng.standard_normal(out.array.shape).astype(out.dtype)
+    dlse = rng.standard_normal(lse.array.shape).astype(np.float32) if len(case.id) % 2 else None
+    expected = gradients(call, dout, dlse)
+    got = {name: np.full(x.shape, np.nan, np.float32 if name == "softmax_aux" else call[name].dtype) for name, (x, _) in expected.items()}
+    arrays = [array_of(dout), array_of(dlse, rows_last=True), *(array_of(got.get(name)) for name in ("query", "key", "value", "bias", "softmax_aux"))]
+    library = ctypes.CDLL(str(pathlib.Path(attile.__file__).parent / "lib/libattile_cuda.so"))
+    library.emulated_backward.restype = ctypes.c_char_p
+    why = library.emulated_backward((Array * 7)(*arrays)).decode()
+    assert not why, why
+    for name, (gradient, unit) in expected.items():
+        x = got[name].astype(np.float64)
+        error = np.abs(x - gradient)
+        wrong = ~(error <= 2 * unit)
+        assert not wrong.any(), (
+            f"gradient of {name}: {np.count_nonzero(wrong)} of {wrong.size} elements, {np.count_nonzero(np.isnan(x))} NaN, "
+            f"error up to {np.nanmax(error, initial=0):.3g}, {np.nanmax(error[wrong] / unit[wrong], initial=0):.3g} units"
+        )
+
+
+def backward(pattern):
+    """Gradients of what the backward takes; with scores in the thousands every weight is 0 or 1 and the unit says nothing."""
+    unfit = ("normalize_output", "logits_dtype")
+    chosen = [case for case in matching(pattern, cases.SMALL, cases.EDGE, LARGER) if not set(unfit) & set(case.options) and case.bias_dtype != "float64"]
+    every([case for case in chosen if case.options.get("softmax_scale", 1) < 1000], check_gradients)

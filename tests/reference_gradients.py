@@ -1,0 +1,108 @@
+"""Gradients of attention in NumPy float64, by the formulas, and how far from them a kernel may be.
+
+    delta = sum_d dout out - dlse        dp = dropout(dout v^T)
+    ds = p (dp - delta), through the cap;  dq = scale ds k,  dk = scale ds^T q,  dv = dropout(p)^T dout,  dbias = ds,
+    dsinks = -sum exp(sink - lse) delta
+
+As in tolerance.py an element's unit of error is what one rounding of every intermediate costs there: p and ds rounded to the inputs'
+dtype, out as well (delta is made of it), scores and lse to float32.
+
+    unit = sum over pairs of (u_in + u_acc (1 + max_j S_j)) |ds|' |the other factor| + u |gradient|,
+    |ds|' = p (|dout| |v| + sum_d |dout out| + |dlse|)
+
+and what may underflow; S_j = |score_j| with the terms of q.k without signs, and |lse|, of a sink also |sink|.
+"""
+
+import numpy as np
+import reference
+from tolerance import epsilon, tiny
+
+
+def gradients(call, dout, dlse=None):
+    """{argument: (gradient, unit)} of sum(dout * out) + sum(dlse * lse); not for normalize_output=False nor logits_dtype."""
+    arrays = {name: call[name] for name in ("query", "key", "value", "bias", "softmax_aux") if call.get(name) is not None}
+    result = {name: (np.zeros(x.shape), np.zeros(x.shape)) for name, x in arrays.items()}
+    for piece, b, heads, k_index in pieces(call):
+        dlse_part = np.zeros(piece.q.shape[:2]) if dlse is None else dlse[piece.lse_index].astype(np.float64)
+        parts, units = piece_gradients(piece, call, np.moveaxis(dout[piece.out_index].astype(np.float64), 0, 1), dlse_part)
+        for part, which in ((parts, 0), (units, 1)):
+            result["query"][which][piece.out_index] = np.moveaxis(part["query"], 0, 1)
+            result["key"][which][k_index] += part["key"]
+            result["value"][which][k_index] += part["value"]
+            if "bias" in result:
+                add_where_it_was_broadcast(result["bias"][which], part["bias"], b, heads)
+            if "softmax_aux" in result:
+                sinks = result["softmax_aux"][which]
+                rows = sinks if sinks.ndim == 2 else sinks[None]
+                rows[heads if len(rows) > 1 else slice(None)] += part["sinks"] if len(rows) > 1 else part["sinks"].sum(0)
+    for name, x in arrays.items():
+        dtype = np.float32 if name == "softmax_aux" else x.dtype
+        result[name][1][...] += epsilon(dtype) / 2 * np.abs(result[name][0]) + tiny(dtype)
+    return result
+
+
+def pieces(call):
+    """The pieces of a call, with sequence, query heads and the index of their keys."""
+    heads_k = call["key"].shape[-2]
+    group = call["query"].shape[-2] // heads_k if heads_k else 0
+    for n, piece in enumerate(reference.sequences(**call)):
+        b, h_k = divmod(n, heads_k)
+        rows = reference.index_tuple(reference.sequence_rows(call["key"], call.get("cum_seqlens_k"), b))
+        yield piece, b, slice(h_k * group, (h_k + 1) * group), (*rows, h_k)
+
+
+def piece_gradients(piece, call, dout, dlse):
+    """Of one piece: the parts of its gradients, and their units of error but for their own rounding. dout: [group, n, Dv]."""
+    options = reference.score_options(call["query"].shape[-1], **call)
+    scale, cap, dropout = options["softmax_scale"], options["logits_soft_cap"], options["dropout_prob"]
+    u_in, u_acc = epsilon(call["query"].dtype) / 2, epsilon(np.float32) / 2
+    q, k, v, sinks = (x.astype(np.float64) for x in (piece.q, piece.k, piece.v, piece.sinks))
+    score = {name: options[name] for name in ("softmax_scale", "logits_soft_cap", "logits_dtype")}
+    s = reference.scores(piece, np.float64, **score)
+    hidden = reference.unseen(piece, cap)
+    m, p, denominator = reference.softmax(s, sinks)
+    p = reference.divide_rows(p, denominator)
+    slope = 1.0 if cap is None else 1 - (np.where(hidden, 0, s) / cap) ** 2
+    kept = 1.0 if piece.kept is None else piece.kept / (1 - dropout)
+    with np.errstate(divide="ignore"):
+        lse = m + np.log(denominator)
+        p_sinks = reference.divide_rows(np.exp(sinks[:, None] - m[..., None]), denominator)
+    out = (p * kept) @ v
+    delta = (dout * out).sum(-1) - dlse
+    ds = np.where(hidden, 0, p * ((dout @ v.T) * kept - delta[..., None]) * slope)
+
+    size = np.where(hidden, 0, abs(scale) * (np.abs(q) @ np.abs(k).T) + np.abs(np.where(np.isfinite(s), s, 0)))
+    if piece.bias is not None:
+        size = size + np.where(hidden, 0, np.abs(piece.bias.astype(np.float64)))
+    rounding = u_in + u_acc * (1 + size.max(-1, initial=0) + np.abs(np.where(np.isfinite(lse), lse, 0)))  # [group, n]
+    lost = np.where(hidden, 0, tiny(call["query"].dtype))
+    delta_size = np.abs(dout * out).sum(-1) + np.abs(dlse)
+    pair = rounding[..., None] * p * ((np.abs(dout) @ np.abs(v).T) * kept + delta_size[..., None]) + lost
+    q, k = np.where(np.isfinite(q), q, 0), np.where(np.isfinite(k), k, 0)  # what nobody sees may be NaN
+    parts = {
+        "query": scale * (ds @ k),
+        "key": scale * np.einsum("gnm,gnd->md", ds, q),
+        "value": np.einsum("gnm,gnd->md", p * kept, dout),
+        "bias": ds,
+        "sinks": -(p_sinks * delta[..., None]).sum(1),
+    }
+    units = {
+        "query": abs(scale) * (pair @ np.abs(k)),
+        "key": abs(scale) * np.einsum("gnm,gnd->md", pair, np.abs(q)),
+        "value": np.einsum("gnm,gnd->md", (rounding[..., None] * p + lost) * kept, np.abs(dout)),
+        "bias": pair,
+        "sinks": (p_sinks * (rounding[..., None] + u_acc * np.abs(sinks)[:, None]) * delta_size[..., None]).sum(1),
+    }
+    return parts, units
+
+
+def add_where_it_was_broadcast(total, part, b, heads):
+    """Add [group, n, m] of a sequence's heads to the gradient of a bias in its own shape."""
+    total = total.reshape((1,) * (4 - total.ndim) + total.shape)
+    part = part[None]
+    index = []
+    for axis, own in enumerate((slice(b, b + 1), heads, slice(part.shape[2]), slice(part.shape[3]))):
+        if total.shape[axis] == 1:
+            part = part.sum(axis, keepdims=True)
+        index.append(slice(None) if total.shape[axis] == 1 else own)
+    total[tuple(index)] += part

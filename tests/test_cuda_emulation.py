@@ -1,0 +1,91 @@
+"""The generic CUDA kernels without a GPU: src/cuda compiled for the CPU (tests/cuda_emulation), called as ever through attile and judged by
+the error model. It runs the kernels' arithmetic, their indexing, their barriers and the host code that launches them."""
+
+import pytest
+from emulated_library import build
+from other_cuda import NEEDS, copy_package, run
+from producers import needs_versions
+
+pytestmark = [needs_versions, *NEEDS]
+
+
+def slow(*arguments):
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
+def call(package, function):
+    return run(package, f"import emulated_calls\nemulated_calls.{function}", timeout=1200)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory):
+    """A copy of the installed package with the emulated library in it."""
+    folder = tmp_path_factory.mktemp("emulated")
+    build(copy_package(folder), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?!larger)",  # cases.SMALL and cases.EDGE
+        "larger64-bfloat16|larger64-float32-(causal|everything)",
+        r"larger(72_72|192_128|320_264|576_512)-bfloat16-packed|larger(96_96|256_256)-float32-bottom_right",
+        slow("larger"),
+    ],
+)
+def test_forward(package, pattern):
+    call(package, f"forward({pattern!r})")
+
+
+@pytest.mark.parametrize("splits", [2, 7])
+def test_splits(package, splits):
+    call(package, f"splits({splits})")
+
+
+@pytest.mark.parametrize("lens", [(1, 130, 64, 0), slow((700,))], ids=str)
+def test_caches(package, lens):
+    call(package, f"caches({lens})")
+
+
+def test_merge_states(package):
+    call(package, "merged()")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(bfloat|float)",  # cases.SMALL
+        "bias|packed|padded|edge-heads(1|8|9)_|memory-(gaps|bytes|reversed)",
+        r"larger64-bfloat16-(causal|gaps|everything|packed)|larger(100_1|192_128)-bfloat16-packed|larger72_72-float32-bottom_right",
+        slow("larger"),
+        slow("edge-|length|memory"),
+    ],
+)
+def test_backward(package, pattern):
+    call(package, f"backward({pattern!r})")
+
+
+def test_the_device_is_described(package):
+    lines = run(package, "import attile\nconfig = attile.show_config()\nprint(config['gpus'][0]['name'], config['cuda'])")
+    assert lines == ["emulated True"]
+
+
+WAIT = "          ptx::cp_async_wait();\n          __syncthreads();\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "function"),
+    [
+        ("generic/forward_kernel.cuh", WAIT, WAIT.replace("__syncthreads();", ""), "forward('bfloat16|edge-dims')"),
+        ("generic/forward_kernel.cuh", WAIT, WAIT.replace("ptx::cp_async_wait();", ""), "forward('bfloat16|edge-dims')"),
+        ("tile/product.cuh", "return lane % 16 * stride + lane / 16 * 16;", "return lane % 16 * stride;", "forward('bfloat16')"),
+        ("generic/backward_kernel.cuh", "    __syncthreads();  // the tile before is done with\n", "", "backward('larger64-bfloat16')"),
+    ],
+    ids=["barrier", "wait", "fragment", "backward"],
+)
+def test_a_fault_is_noticed(tmp_path, file, old, new, function):
+    build(copy_package(tmp_path), tmp_path, {file: (old, new)})
+    with pytest.raises(AssertionError, match="calls failed|emulated CUDA: "):
+        call(tmp_path, function)
