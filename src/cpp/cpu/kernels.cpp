@@ -63,8 +63,8 @@ std::string amx_why_not(const AttentionProblem& problem, const Config& config) {
   return forward_why_not(problem, config);
 }
 
-// float32 as six products of tiles has twice the peak of multiply-adds where the core's tile unit is its own; where a neighbour
-// shares it, half. So the vectors come first, and this is for those who ask for it.
+// float32 as six products of tiles lost more than half of its speed where a neighbour used the core (docs/cpu-forward.md). The vectors
+// were not timed beside it there, so they come first, and this is for those who ask for it.
 std::string amx_float32_why_not(const AttentionProblem& problem, const Config& config) {
   if (problem.dtype != DType::f32) return "takes float32 only";
   return forward_why_not(problem, config);
