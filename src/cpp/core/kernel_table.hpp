@@ -18,6 +18,7 @@ enum class MlaStrategy : uint8_t { none, rebuild, absorb };
 
 // What the caller forces (0, none and empty: the heuristic decides).
 struct Config {
+  static constexpr int64_t kMaxBlock = 4096, kMaxSplits = 1024;  // validate_config() sees to them
   int64_t block_q = 0, block_k = 0, num_splits = 0;
   std::string_view kernel;
   MlaStrategy strategy = MlaStrategy::none;

@@ -190,7 +190,8 @@ AttentionProblem validate(const attile_flash_attention_params& params) {
 
 Config validate_config(const char* function, const attile_config& config) {
   const struct { const char* name; int64_t value; int64_t most; } fields[] = {
-      {"block_q", config.block_q, 4096}, {"block_k", config.block_k, 4096}, {"num_splits", config.num_splits, 1024}};
+      {"block_q", config.block_q, Config::kMaxBlock}, {"block_k", config.block_k, Config::kMaxBlock},
+      {"num_splits", config.num_splits, Config::kMaxSplits}};
   for (const auto& [name, value, most] : fields)
     if (value < 0 || value > most)
       value_error(function, std::string("cfg.") + name + " is out of range", "0 (or None) to " + std::to_string(most), value);

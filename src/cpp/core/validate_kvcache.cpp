@@ -8,7 +8,7 @@
 namespace attile {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 576, kMaxHeadDimV = 512, kMaxSplits = 1024;
+constexpr int64_t kMaxHeadDim = 576, kMaxHeadDimV = 512;
 
 struct Validator {
   const attile_flash_attention_with_kvcache_params& p;
@@ -132,8 +132,8 @@ struct Validator {
       if (problem.window_left < Mask::kUnlimited || problem.window_right < Mask::kUnlimited) problem.options |= kWindow;
     }
     if (p.return_lse) problem.options |= kLse;
-    if (p.num_splits < 0 || p.num_splits > kMaxSplits)
-      value_error(f, "num_splits is out of range", "0 (the heuristic) to " + std::to_string(kMaxSplits), p.num_splits);
+    if (p.num_splits < 0 || p.num_splits > Config::kMaxSplits)
+      value_error(f, "num_splits is out of range", "0 (the heuristic) to " + std::to_string(Config::kMaxSplits), p.num_splits);
     if (p.num_splits && p.config.num_splits)
       value_error(f, "num_splits must be given once", "num_splits or cfg.num_splits", "both");
   }

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kMostRows = 16;  // of a key head
 constexpr int64_t kBlockBytes = 64 << 10;
-constexpr int64_t kMostBlock = 4096, kMostSplits = 1024;
 constexpr int64_t kLanes = 16;  // of the widest vector
 
 int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
@@ -231,7 +230,7 @@ Plan plan_decode(const DecodeIsa& isa, const AttentionProblem& p, const Config& 
   Plan plan;
   const int64_t most_rows = isa.vector_bytes == 64 ? 8 : 4;  // of a block
   plan.block_q = std::min({config.block_q ? config.block_q : most_rows, most_rows, std::max<int64_t>(1, query_rows(p))});
-  plan.block_k = config.block_k ? std::min(config.block_k, kMostBlock) : choose_block_k(p);
+  plan.block_k = config.block_k ? config.block_k : choose_block_k(p);
 
   // Parts: enough for many threads, from the lengths alone; each so long that its beginning and the joining cost little.
   constexpr int64_t kFewParts = 16, kParts = 32, kShort = 256, kLong = 512;
@@ -241,7 +240,7 @@ Plan plan_decode(const DecodeIsa& isa, const AttentionProblem& p, const Config& 
     keys += seen.end - seen.begin;
   }
   const int64_t share = std::max({kShort, std::min(kLong, ceil_div(keys, kFewParts)), ceil_div(keys, kParts)});
-  plan.num_splits = std::clamp<int64_t>(config.num_splits ? config.num_splits : ceil_div(p.k_seqs.longest, share), 1, kMostSplits);
+  plan.num_splits = std::clamp<int64_t>(config.num_splits ? config.num_splits : ceil_div(p.k_seqs.longest, share), 1, Config::kMaxSplits);
 
   const Count n = count_items(p, plan);
   // Waking a thread costs 3 us: about as much as this many multiply-adds.

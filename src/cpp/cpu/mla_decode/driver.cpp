@@ -13,7 +13,6 @@
 namespace attile {
 namespace {
 
-constexpr int64_t kMaxBlock = 4096, kMaxSplits = 1024;
 
 int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
 int64_t up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
@@ -241,7 +240,7 @@ struct Run {
   void join(const Block& block, int worker) const {
     const FlushDenormals mode;
     const MlaDecodeUnit m = make_unit(block, 0, worker);
-    BlockState parts[kMaxSplits];
+    BlockState parts[Config::kMaxSplits];
     for (int64_t s = 0; s < block.splits; ++s) parts[s] = part(block, s);
     isa.join[accumulator()](m.base, parts, block.splits);
     scale_lse(m.base);
@@ -261,16 +260,8 @@ struct Run {
 
 }  // namespace
 
-std::string mla_decode_why_not(const AttentionProblem& problem, const Config& config) {
+std::string mla_decode_why_not(const AttentionProblem& problem, const Config&) {
   if (problem.dtype > DType::bf16) return "takes float64, float32, float16 and bfloat16 only";
-  const struct {
-    const char* name;
-    int64_t value, most;
-  } fields[] = {
-      {"block_q", config.block_q, kMaxBlock}, {"block_k", config.block_k, kMaxBlock}, {"num_splits", config.num_splits, kMaxSplits}};
-  for (const auto& [name, value, most] : fields)
-    if (value < 0 || value > most)
-      return std::string("cfg.") + name + " must be at most " + std::to_string(most) + ": got " + std::to_string(value);
   return "";
 }
 
