@@ -89,6 +89,7 @@ struct Fiber {
   Context context;
   std::unique_ptr<char[]> stack;
   std::vector<Copy> copies;
+  std::vector<size_t> groups;  // copies of each group that has not arrived
   bool done;
 };
 
@@ -143,6 +144,7 @@ void run_block() {
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
     fiber.done = false;
     fiber.copies.clear();
+    fiber.groups.clear();
     prepare(fiber.context, reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(fiber.stack.get() + 63) & ~uintptr_t{63}), kStackBytes - 64,
             enter);
   }
@@ -205,13 +207,40 @@ void copy_later(uint32_t to, const void* from, int size, int bytes) {
   own_fiber().copies.push_back({to, from, size, bytes});
 }
 
-void wait_for_copies() {
-  for (const Copy& copy : own_fiber().copies) {
+namespace {
+
+// The oldest `count` copies of the thread.
+void arrive(size_t count) {
+  std::vector<Copy>& copies = own_fiber().copies;
+  for (size_t i = 0; i < count; ++i) {
+    const Copy& copy = copies[i];
     char* to = shared_at(copy.to, static_cast<uint32_t>(copy.size));
     memset(to, 0, static_cast<size_t>(copy.size));
     if (copy.bytes) memcpy(to, copy.from, static_cast<size_t>(copy.bytes));
   }
-  own_fiber().copies.clear();
+  copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count));
+}
+
+}  // namespace
+
+void wait_for_copies() {
+  arrive(own_fiber().copies.size());
+  own_fiber().groups.clear();
+}
+
+void commit_copies() {
+  Fiber& fiber = own_fiber();
+  size_t before = 0;
+  for (size_t count : fiber.groups) before += count;
+  fiber.groups.push_back(fiber.copies.size() - before);
+}
+
+void wait_for_groups(int newest) {
+  std::vector<size_t>& groups = own_fiber().groups;
+  while (groups.size() > static_cast<size_t>(newest)) {
+    arrive(groups.front());
+    groups.erase(groups.begin());
+  }
 }
 
 }  // namespace emulation

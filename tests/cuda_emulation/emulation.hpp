@@ -91,6 +91,8 @@ uint32_t shared_address(const void* p);
 // A copy that arrives when its thread waits for its copies. Zeros follow after `bytes`.
 void copy_later(uint32_t to, const void* from, int size, int bytes);
 void wait_for_copies();
+void commit_copies();
+void wait_for_groups(int newest);  // that may be on their way still
 
 }  // namespace emulation
 

@@ -27,6 +27,7 @@ struct Dropout {
   uint64_t seed = 0;
   uint32_t threshold = 0;  // floor(p * 2^32): kept iff word >= threshold
   double scale = 1;        // 1 / (1 - p)
+  int32_t first_sequence = 0, first_head = 0;  // of a problem that is a part of one
 
   static constexpr PhiloxBlock counter(int64_t b, int64_t h, int64_t i, int64_t j) {
     return {static_cast<uint32_t>(j >> 1), static_cast<uint32_t>(((i >> 4) << 3) | (i & 7)), static_cast<uint32_t>(h),

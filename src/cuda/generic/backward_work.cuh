@@ -120,7 +120,8 @@ __device__ __forceinline__ void differentiate(const BackwardParams& p, const Pai
     if (f.logits_dtype == DType::bf16) s = __bfloat162float(__float2bfloat16_rn(s));
     if (f.logits_dtype == DType::f16) s = __half2float(__float2half_rn(s));
     if (f.dropout) {
-      const PhiloxBlock words = philox4x32_10(Dropout::counter(w.sequence, w.head, i, j), f.dropout_seed);
+      const PhiloxBlock words =
+          philox4x32_10(Dropout::counter(f.dropout_sequence + w.sequence, f.dropout_head + w.head, i, j), f.dropout_seed);
       const uint32_t word = i >> 3 & 1 ? (j & 1 ? words[3] : words[2]) : (j & 1 ? words[1] : words[0]);
       kept = word >= f.dropout_threshold ? f.dropout_scale : 0.f;
     }

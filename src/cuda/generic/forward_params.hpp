@@ -79,6 +79,7 @@ struct ForwardParams {
   uint64_t dropout_seed;
   uint32_t dropout_threshold;
   float dropout_scale;  // 1 without dropout
+  int32_t dropout_sequence, dropout_head;  // the problem's first in the whole
 
   static constexpr int32_t kUnlimited = 1 << 30;
 };

@@ -94,6 +94,8 @@ ForwardParams problem_params(const AttentionProblem& p) {
   f.unnormalized = p.has(kUnnormalized);
   f.dropout_seed = p.dropout.seed;
   f.dropout_threshold = p.dropout.threshold;
+  f.dropout_sequence = p.dropout.first_sequence;
+  f.dropout_head = p.dropout.first_head;
   f.dropout_scale = f.dropout ? static_cast<float>(p.dropout.scale) : 1.f;
   return f;
 }

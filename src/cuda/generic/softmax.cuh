@@ -137,11 +137,14 @@ __device__ __forceinline__ void apply_dropout(const ForwardParams& p, const Work
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n) {
       const int j = k0 + 8 * n + lane_column();
-      PhiloxBlock words = philox4x32_10(Dropout::counter(w.sequence, rows.head[m][0], rows.position[m][0], j), p.dropout_seed);
+      const auto bits = [&](int r) {
+        return philox4x32_10(Dropout::counter(p.dropout_sequence + w.sequence, p.dropout_head + rows.head[m][r], rows.position[m][r], j),
+                             p.dropout_seed);
+      };
+      PhiloxBlock words = bits(0);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (r == 1 && p.group != 1)
-          words = philox4x32_10(Dropout::counter(w.sequence, rows.head[m][1], rows.position[m][1], j), p.dropout_seed);
+        if (r == 1 && p.group != 1) words = bits(1);
         const bool upper = rows.position[m][r] >> 3 & 1;
 #pragma unroll
         for (int e = 0; e < 2; ++e) s[m][n][2 * r + e] *= (upper ? words[2 + e] : words[e]) >= p.dropout_threshold ? 1.f : 0.f;
