@@ -135,6 +135,7 @@ extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* att
                                    .copy_to_device = cuda::copy_to_device,
                                    .synchronize = cuda::synchronize,
                                    .forward_kernels = cuda::forward_kernels(),
-                                   .merge_states = cuda::merge_states};
+                                   .merge_states = cuda::merge_states,
+                                   .mla_decode_kernels = cuda::mla_decode_kernels()};
   return &library;
 }

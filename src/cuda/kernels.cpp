@@ -6,5 +6,6 @@
 namespace attile::cuda {
 
 std::span<const Kernel> forward_kernels() { return generic_forward_kernels(); }
+std::span<const Kernel> mla_decode_kernels() { return {}; }
 
 }  // namespace attile::cuda

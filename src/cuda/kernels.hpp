@@ -10,5 +10,6 @@ namespace attile::cuda {
 
 // Fastest first.
 std::span<const Kernel> forward_kernels();
+std::span<const Kernel> mla_decode_kernels();
 
 }  // namespace attile::cuda

@@ -44,6 +44,8 @@ std::span<const Kernel> forward_kernels() {
   return kernels;
 }
 
+std::span<const Kernel> mla_decode_kernels() { return {}; }
+
 }  // namespace attile::cuda
 
 // Gradients of the last call of flash_attention. arrays: dout, dlse, dq, dk, dv, dbias, dsinks. Returns why not, or "".

@@ -82,8 +82,8 @@ struct Arguments {
     scale = static_cast<float>(number(value, where("ckv_scale")));
     scale_tensor.data = &scale;
     scale_tensor.dtype = {2, 32, 1};
-    scale_tensor.device_type = params.q_nope->device_type;
-    scale_tensor.device_id = params.q_nope->device_id;
+    scale_tensor.device_type = 1;
+    scale_tensor.device_id = params.q_nope->device_type == 1 ? params.q_nope->device_id : 0;
     params.ckv_scale = &scale_tensor;
   }
 

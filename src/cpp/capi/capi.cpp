@@ -87,9 +87,14 @@ void add_cuda(Json& json) {
   std::string why;
   const CudaLibrary* library = find_cuda_library(why);
   const int count = library ? cuda_device_count(why) : 0;
-  if (library)
-    for (const Kernel& kernel : library->forward_kernels)
-      json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cuda").field("function", "flash_attention").flag("available", count > 0 && kernel.available()).close();
+  const auto add_table = [&](const char* function, std::span<const Kernel> kernels) {
+    for (const Kernel& kernel : kernels)
+      json.open().field("name", kernel.name).field("isa", kernel.isa).field("device", "cuda").field("function", function).flag("available", count > 0 && kernel.available()).close();
+  };
+  if (library) {
+    add_table("flash_attention", library->forward_kernels);
+    add_table("mla_decode", library->mla_decode_kernels);
+  }
   json.close(']').flag("cuda", count > 0);
   if (!why.empty()) json.field("cuda_missing", why);
   if (library) {

@@ -1,6 +1,7 @@
-// mla_decode as an operation, and the plan of a batch that many operations share.
+// mla_decode as an operation, on the CPU or on CUDA, and the plan of a batch that many operations share.
 #include <string>
 
+#include "capi/host_indices.hpp"
 #include "capi/json.hpp"
 #include "capi/mla_plan.hpp"
 #include "capi/op.hpp"
@@ -22,7 +23,8 @@ struct MlaDecodeOp final : attile_op {
     config = validate_config(function, p.config);
     forced = config.kernel;
     config.kernel = forced;
-    const Kernel& kernel = choose(cpu_mla_decode_kernels(), problem, config);
+    if (problem.on_cuda()) cuda_ = &cuda_library(function, problem.device_id);
+    const Kernel& kernel = choose(kernels(), problem, config);
     plan = kernel.plan(problem, config, num_threads());
     plan.kernel = &kernel;
     const struct {
@@ -32,11 +34,10 @@ struct MlaDecodeOp final : attile_op {
                  {"q_pe", p.q_pe},
                  {p.plan ? "ckv_cache" : "ckv", p.ckv},
                  {p.plan ? "kpe_cache" : "kpe", p.kpe},
-                 {"kv_lens", p.kv_lens},
-                 {"page_table", p.page_table},
-                 {"ckv_scale", p.ckv_scale},
                  {"softmax_aux", p.softmax_aux}};
     for (const auto& [name, t] : given) add_input(name, t);
+    add_index("kv_lens", p.kv_lens, problem.k_seqs.lens);
+    add_index("page_table", p.page_table, problem.page_table);
     const attile_tensor& q = *p.q_nope;
     const DType lse_type = accumulator_of(problem.dtype);
     if (p.plan) {
@@ -56,9 +57,16 @@ struct MlaDecodeOp final : attile_op {
     if (given[1]->rank == 2) std::swap(problem.lse.shape[1], problem.lse.shape[2]), std::swap(problem.lse.stride[1], problem.lse.stride[2]);
   }
 
-  size_t workspace_bytes() const override { return plan.workspace_bytes; }
+  // The kernel's own part first, then the index arrays.
+  size_t workspace_bytes() const override { return host_indices_.empty() ? plan.workspace_bytes : kernel_bytes() + host_indices_.bytes(); }
 
-  void run(void* workspace, const Execution& execution) override { plan.kernel->run(problem, plan, workspace, execution); }
+  void run(void* workspace, const Execution& execution) override {
+    if (!cuda_) return plan.kernel->run(problem, plan, workspace, execution);
+    on_cuda_device(*cuda_, function, execution.device, [&] {
+      if (!host_indices_.empty()) host_indices_.copy(*cuda_, function, execution, static_cast<char*>(workspace) + kernel_bytes());
+      plan.kernel->run(problem, plan, workspace, execution);
+    });
+  }
 
   std::string explain() const override {
     Json json;
@@ -67,7 +75,7 @@ struct MlaDecodeOp final : attile_op {
     json.field("workers", int64_t{plan.workers}).close();
     json.field("workspace_bytes", static_cast<int64_t>(plan.workspace_bytes));
     json.key("refused").open('[');
-    for (const Refusal& r : refusals(cpu_mla_decode_kernels(), problem, config)) {
+    for (const Refusal& r : refusals(kernels(), problem, config)) {
       if (r.kernel == plan.kernel) continue;
       const std::string reason = r.reason.empty() ? std::string(plan.kernel->name) + " comes first" : r.reason;
       json.open().field("kernel", r.kernel->name).field("reason", reason).close();
@@ -75,6 +83,20 @@ struct MlaDecodeOp final : attile_op {
     json.close(']').close();
     return json.text();
   }
+
+ private:
+  size_t kernel_bytes() const { return (plan.workspace_bytes + 255) / 256 * 256; }
+  std::span<const Kernel> kernels() const { return cuda_ ? cuda_->mla_decode_kernels : cpu_mla_decode_kernels(); }
+
+  // One that lies on the host beside CUDA data goes to the device with each run.
+  template <class AnyView>
+  void add_index(const char* name, const attile_tensor* array, AnyView& view) {
+    add_input(name, array);
+    if (cuda_) host_indices_.add(name, array, view);
+  }
+
+  const CudaLibrary* cuda_ = nullptr;  // where the arrays are on CUDA
+  HostIndices host_indices_;
 };
 
 }  // namespace

@@ -24,6 +24,7 @@ struct MlaDecodeProblem : AttentionProblem {
 
   // Where page_table is one list, [1, 1, 1, n], the pages of sequence b begin at page_begin[b]. Else it is [1, 1, B, max_pages].
   IndexView page_begin;
+  double ckv_scale = 1;  // kFloat8Scales: what the elements of k, and v, are to be multiplied by
   double lse_scale = 1;  // of the lse that is written: 1, natural, or log2(e)
 
   // Entry n of sequence b in page_table.

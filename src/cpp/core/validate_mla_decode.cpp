@@ -2,6 +2,7 @@
 // lengths and pages, options; the first violation is the error.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "core/option_checks.hpp"
@@ -44,20 +45,15 @@ struct Validator {
   }
 
   void arrays() {
-    const struct { const char* name; const attile_tensor* t; } given[] = {
-        {"q_nope", p.q_nope}, {ckv, p.ckv}, {"q_pe", p.q_pe}, {kpe, p.kpe}, {"kv_lens", p.kv_lens},
-        {"page_table", p.page_table}, {"ckv_scale", p.ckv_scale}, {"softmax_aux", p.softmax_aux}};
+    const struct { const char* name; const attile_tensor* t; bool host; } given[] = {
+        {"q_nope", p.q_nope, false}, {ckv, p.ckv, false}, {"q_pe", p.q_pe, false}, {kpe, p.kpe, false}, {"kv_lens", p.kv_lens, true},
+        {"page_table", p.page_table, true}, {"ckv_scale", p.ckv_scale, true}, {"softmax_aux", p.softmax_aux, false}};
     for (int i = 0; i < 2; ++i)
       if (!given[i].t) type_error(f, std::string(given[i].name) + " is required", "an array", "none");
-    const int32_t device = p.q_nope->device_type;
-    if (p.platform == ATTILE_PLATFORM_CPU && device != 1) value_error(f, "platform must hold the arrays", "cpu arrays", "arrays on another device");
-    if (p.platform == ATTILE_PLATFORM_CUDA && device != 2) value_error(f, "platform must hold the arrays", "cuda arrays", "arrays on another device");
-    for (const auto& [name, t] : given)
-      if (t) check_device(f, name, *t, "q_nope", *p.q_nope);
-    if (device == 2)
-      throw Error(ATTILE_NOT_IMPLEMENTED, std::string(f) + ": q_nope is on a CUDA device, and this build of attile has no CUDA kernels for it");
-    if (device != 1) value_error(f, "q_nope is on an unsupported device", "cpu", "DLPack device " + std::to_string(device));
-    problem.device_type = device;
+    check_place(f, "q_nope", *p.q_nope, p.platform);
+    for (const auto& [name, t, host] : given)
+      if (t) check_device(f, name, *t, "q_nope", *p.q_nope, host);
+    problem.device_type = p.q_nope->device_type;
     problem.device_id = p.q_nope->device_id;
     if ((p.q_pe == nullptr) != (p.kpe == nullptr))
       value_error(f, std::string("q_pe and ") + kpe + " must be given together", "both, or neither without a rope part",
@@ -72,7 +68,10 @@ struct Validator {
     const DType latent = floating_dtype(f, ckv, *p.ckv, "the dtype of q_nope, or float8_e4m3", true);
     if (latent == DType::f8e4m3 ? problem.dtype != DType::bf16 : latent != problem.dtype)
       type_error(f, std::string(ckv) + ".dtype must equal q_nope.dtype, or be float8_e4m3 beside bfloat16", info(problem.dtype).name, name_of(p.ckv->dtype));
-    if (latent == DType::f8e4m3) problem.options |= kFloat8Scales;
+    if (latent == DType::f8e4m3) {
+      problem.options |= kFloat8Scales;
+      if (p.ckv_scale) problem.ckv_scale = scalar("ckv_scale", *p.ckv_scale);
+    }
     if (p.ckv_scale && latent != DType::f8e4m3)
       value_error(f, std::string("ckv_scale belongs to a float8_e4m3 ") + ckv, "none", "a scale with " + std::string(info(latent).name));
     check_contiguous(f, ckv, *p.ckv);
@@ -96,6 +95,8 @@ struct Validator {
     problem.heads_k = 1;
     problem.latent = p.q_nope->shape[d];
     check_dim(f, axis("q_nope", d), problem.latent, kMaxLatent);
+    if (problem.has(kFloat8Scales) && problem.latent % 16 != 0)
+      value_error(f, axis("q_nope", d) + " is out of range beside float8_e4m3", "a multiple of 16", problem.latent);
     check_size(f, ckv, *p.ckv, 2, problem.latent, axis("q_nope", d));
     if (p.q_pe) {
       for (int32_t i = 0; i < d; ++i) check_size(f, "q_pe", *p.q_pe, i, p.q_nope->shape[i], axis("q_nope", i));
@@ -108,6 +109,16 @@ struct Validator {
     }
     problem.head_dim = problem.latent + problem.rope;
     problem.head_dim_v = problem.latent;
+  }
+
+  // A float32 in host memory.
+  float scalar(const char* name, const attile_tensor& t) const {
+    check_rank(f, name, t, {0});
+    if (dtype_of(t.dtype) != DType::f32) type_error(f, std::string(name) + " has an unsupported dtype", "float32", name_of(t.dtype));
+    if (t.device_type != 1) value_error(f, std::string(name) + " must be a number on the host", "a number", "an array on a device");
+    float x;
+    std::memcpy(&x, t.data, sizeof x);
+    return x;
   }
 
   // Every length, and every page that a length makes reachable.
@@ -137,13 +148,16 @@ struct Validator {
       problem.options |= kPages;
       k.rows = p.page_table->shape[1] * extent;
     }
-    k.longest = p.kv_lens ? 0 : k.rows;
+    k.longest = k.rows;
+    if (!p.kv_lens || k.lens.on_device) return;  // the kernels read what is on a device, and clamp what they find
+    k.longest = 0;
     const int64_t pages = p.ckv->shape[0];
-    for (int64_t b = 0; p.kv_lens && b < q.batch; ++b) {
+    const bool known_pages = p.page_table && p.page_table->device_type == 1;
+    for (int64_t b = 0; b < q.batch; ++b) {
       const int64_t length = k.lens[b];
       if (length < 0 || length > k.rows) value_error(f, entry("kv_lens", b) + " is out of range", "0 to " + std::to_string(k.rows), length);
       k.longest = std::max(k.longest, length);
-      for (int64_t n = 0; p.page_table && n * extent < length; ++n) {
+      for (int64_t n = 0; known_pages && n * extent < length; ++n) {
         const char* at = problem.page_entry(b, n);
         const int64_t page = IndexView{at, problem.page_table.dtype, 1, 1}[0];
         if (page < 0 || page >= pages)
