@@ -136,6 +136,7 @@ extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* att
                                    .synchronize = cuda::synchronize,
                                    .forward_kernels = cuda::forward_kernels(),
                                    .merge_states = cuda::merge_states,
+                                   .mla_attention_kernels = cuda::mla_attention_kernels(),
                                    .mla_decode_kernels = cuda::mla_decode_kernels()};
   return &library;
 }

@@ -55,6 +55,7 @@ struct CudaLibrary {
   void (*merge_states)(const View& out_a, const View& lse_a, const View& out_b, const View& lse_b, const View& out, const View& lse,
                        void* stream);
 
+  std::span<const Kernel> mla_attention_kernels = {};  // of problems with latents
   std::span<const Kernel> mla_decode_kernels = {};  // given an MlaDecodeProblem, as cpu_mla_decode_kernels() are
 };
 

@@ -7,6 +7,7 @@
 
 #include "cuda/generic/backward_launch.hpp"
 #include "cuda/generic/forward_launch.hpp"
+#include "cuda/mla/attention_launch.hpp"
 
 namespace attile::cuda {
 namespace {
@@ -44,6 +45,7 @@ std::span<const Kernel> forward_kernels() {
   return kernels;
 }
 
+std::span<const Kernel> mla_attention_kernels() { return generic_mla_attention_kernels(); }
 std::span<const Kernel> mla_decode_kernels() { return {}; }
 
 }  // namespace attile::cuda

@@ -34,7 +34,8 @@ struct AttentionOp : attile_op {
  private:
   size_t kernel_bytes() const { return (plan.workspace_bytes + 255) / 256 * 256; }
   std::span<const Kernel> kernels() const {
-    return cuda_ ? cuda_->forward_kernels : problem.has(kLatents) ? cpu_mla_kernels() : cpu_forward_kernels();
+    if (problem.has(kLatents)) return cuda_ ? cuda_->mla_attention_kernels : cpu_mla_kernels();
+    return cuda_ ? cuda_->forward_kernels : cpu_forward_kernels();
   }
 
   const CudaLibrary* cuda_ = nullptr;  // where the arrays are on CUDA

@@ -93,6 +93,7 @@ void add_cuda(Json& json) {
   };
   if (library) {
     add_table("flash_attention", library->forward_kernels);
+    add_table("mla_attention", library->mla_attention_kernels);
     add_table("mla_decode", library->mla_decode_kernels);
   }
   json.close(']').flag("cuda", count > 0);

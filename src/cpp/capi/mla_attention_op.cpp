@@ -16,8 +16,10 @@ struct MlaAttentionOp final : AttentionOp {
   explicit MlaAttentionOp(const attile_mla_attention_params& p) : AttentionOp(validate(p), p.config, strategy_of(p)) {
     const struct { const char* name; const attile_tensor* t; } given[] = {
         {"query", p.query}, {"key_value", p.key_value}, {"w_kc", p.w_kc}, {"w_vc", p.w_vc}, {"b_q", p.b_q}, {"b_k", p.b_k},
-        {"cu_seqlens", p.cu_seqlens}, {"bias", p.bias}, {"softmax_aux", p.softmax_aux}, {"attention_mask", p.attention_mask}};
+        {"bias", p.bias}, {"softmax_aux", p.softmax_aux}, {"attention_mask", p.attention_mask}};
     for (const auto& [name, t] : given) add_input(name, t);
+    add_index("cu_seqlens", p.cu_seqlens, problem.q_seqs.cu);
+    add_index("cu_seqlens", p.cu_seqlens, problem.k_seqs.cu);
     add_outputs(*p.query);
   }
 };

@@ -1,0 +1,212 @@
+#include "cuda/mla/attention_launch.hpp"
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "cuda/device.hpp"
+#include "cuda/generic/forward_launch.hpp"
+#include "cuda/generic/problem_params.hpp"
+#include "cuda/kernels.hpp"
+#include "cuda/mla/copy_rows.hpp"
+#include "cuda/mla/pieces.hpp"
+#include "cuda/mla/project_params.hpp"
+
+namespace attile::cuda {
+namespace {
+
+using namespace generic;
+
+constexpr uint64_t kHonours =
+    kLatents | kBias | kAttentionMask | kSinks | kCausal | kWindow | kSoftcap | kDropout | kVarlenQ | kVarlenK | kLse;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- which strategy, which kernel ----
+
+// Attention at head dims above 256, where the forward kernel takes Q and K in parts, against that below: operations take so many times as
+// long (docs/cuda-mla.md).
+constexpr double kWideCost = 6;
+constexpr int64_t kWide = 256;
+
+double cost_of_dims(int64_t head_dim, int64_t head_dim_v) {
+  return static_cast<double>(head_dim + head_dim_v) * (std::max(head_dim, head_dim_v) > kWide ? kWideCost : 1);
+}
+
+// The one with fewer multiply-adds, weighted. Of lengths on the device shapes are known; the middle row speaks for all.
+MlaStrategy choose_strategy(const AttentionProblem& p) {
+  const Latents& latents = p.latents;
+  const int64_t batch = std::max<int64_t>(p.batch, 1);
+  const int64_t n = p.q_seqs.packed ? ceil_div(p.q_seqs.rows, batch) : p.q_seqs.longest;
+  const int64_t m = p.k_seqs.packed ? ceil_div(p.k_seqs.rows, batch) : p.k_seqs.longest;
+  if (n == 0) return MlaStrategy::rebuild;
+  const Mask mask{p.window_left, p.causal ? 0 : p.window_right, p.alignment == Alignment::bottom_right ? m - n : 0, m};
+  const Range middle = mask.keys(n / 2, n / 2 + 1), seen = mask.keys(0, n);
+  const double pairs = static_cast<double>(p.heads_q) * static_cast<double>(n) * static_cast<double>(middle.end - middle.begin);
+  const double weights = static_cast<double>(latents.rank * (latents.nope_dim + p.head_dim_v));
+  const double rebuild = static_cast<double>(inner_heads(p, MlaStrategy::rebuild)) * static_cast<double>(seen.end - seen.begin) * weights +
+                         pairs * cost_of_dims(p.head_dim, p.head_dim_v);
+  const double absorb = static_cast<double>(p.heads_q) * static_cast<double>(n) * weights +
+                        pairs * cost_of_dims(latents.rank + latents.rope_dim, latents.rank);
+  return absorb < rebuild ? MlaStrategy::absorb : MlaStrategy::rebuild;
+}
+
+MlaStrategy strategy_of(const AttentionProblem& p, const Config& config) {
+  return config.strategy == MlaStrategy::none ? choose_strategy(p) : config.strategy;
+}
+
+// The first forward kernel that takes a piece; null with the last one's reason. Dropout's bits are those of the whole problem, which only
+// the generic kernels know of.
+const Kernel* find_kernel(const AttentionProblem& inner, const Config& config, std::string& why) {
+  for (const Kernel& kernel : inner.has(kDropout) ? generic_forward_kernels() : forward_kernels()) {
+    if (!kernel.available() || (inner.options & ~kernel.honours) != 0) continue;
+    why = kernel.why_not(inner, config);
+    if (why.empty()) return &kernel;
+  }
+  return nullptr;
+}
+
+Config blocks_of(const Config& config) { return {config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none}; }
+
+// f(piece, its arrays, the attention that is left). workspace: null while planning, when only sizes and alignment count.
+template <class F>
+void each_piece(const AttentionProblem& p, MlaStrategy strategy, char* workspace, F f) {
+  const Pieces pieces = pieces_of(p, strategy);
+  if (pieces.empty() || p.heads_q == 0 || p.q.shape[1] == 0) return;
+  pieces.each([&](const Piece& piece, bool new_sequences) {
+    const Stored stored = stored_in(p, strategy, piece, workspace);
+    f(piece, stored, inner_problem(p, strategy, piece, stored), new_sequences);
+  });
+}
+
+// ---- the table's row ----
+
+std::string why_not(const AttentionProblem& p, const Config& config) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16 && p.dtype != DType::f32)
+    return std::string("takes float32, float16 and bfloat16 only: got ") + info(p.dtype).name;
+  if (std::string missing = lacks(p.device_id, 8, 0); !missing.empty()) return missing;
+  std::string refused;
+  each_piece(p, strategy_of(p, config), nullptr, [&](const Piece&, const Stored&, const AttentionProblem& inner, bool) {
+    std::string why = "no forward kernel is here";
+    if (!find_kernel(inner, blocks_of(config), why)) refused = why;
+  });
+  return refused;
+}
+
+// The splits of the first piece, which is no smaller than others, are those of all.
+Plan plan(const AttentionProblem& p, const Config& config, int threads) {
+  Plan all;
+  all.strategy = strategy_of(p, config);
+  Config blocks = blocks_of(config);
+  bool first = true;
+  each_piece(p, all.strategy, nullptr, [&](const Piece&, const Stored& stored, const AttentionProblem& inner, bool) {
+    std::string why;
+    const Plan own = find_kernel(inner, blocks, why)->plan(inner, blocks, threads);
+    if (first) {
+      all.block_q = own.block_q, all.block_k = own.block_k, all.workers = own.workers;
+      all.num_splits = blocks.num_splits = own.num_splits;
+    }
+    first = false;
+    all.workspace_bytes = std::max(all.workspace_bytes, stored.bytes + own.workspace_bytes);
+  });
+  return all;
+}
+
+// ---- products ----
+
+struct Made {
+  View weight, rows;  // [1, rank, heads, dim]; what is made, [batch, token, head, dim]
+};
+
+// rows[b, t, h] = a[b, t, h] @ weight[head of h]. A piece's head h has the weights of head (first + h) / group.
+void project(const AttentionProblem& inner, const View& a, std::initializer_list<Made> made, int64_t first, int64_t group, bool transposed,
+             LiveRows live, void* stream) {
+  const ProjectInstance instance = inner.dtype == DType::bf16  ? project_bf16(transposed)
+                                   : inner.dtype == DType::f16 ? project_f16(transposed)
+                                                               : project_f32(transposed);
+  const ForwardParams f = problem_params(inner);
+  ProjectParams p{};
+  p.a = tensor_of(a);
+  p.batch = static_cast<int32_t>(a.shape[0]);
+  p.rows = static_cast<int32_t>(a.shape[1]);
+  p.depth = static_cast<int32_t>(a.shape[3]);
+  p.first_head = static_cast<int32_t>(first);
+  p.group = static_cast<int32_t>(group);
+  p.live = live;
+  p.q_lengths = f.q_lengths;
+  p.k_lengths = f.k_lengths;
+  p.sequences = f.batch;
+  p.left = f.left;
+  p.right = f.right;
+  p.bottom_right = f.bottom_right;
+  int count = 0;
+  for (const Made& m : made) {
+    const int64_t columns = m.rows.shape[3], tiles = ceil_div(columns, instance.tile_n);
+    const Tensor weight = tensor_of(m.weight);
+    p.projections[count++] = {weight.data, weight.head, weight.row, weight.granule, tensor_of(m.rows), static_cast<int32_t>(columns),
+                              static_cast<int32_t>(tiles)};
+    p.heads = static_cast<int32_t>(m.rows.shape[2]);
+    p.column_tiles += static_cast<int32_t>(tiles);
+  }
+  const int64_t blocks = ceil_div(a.shape[0] * a.shape[1], instance.tile_m) * p.heads * p.column_tiles;
+  if (blocks > 0) instance.launch(p, blocks, stream);
+}
+
+void rebuild(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, void* stream) {
+  const Latents& latents = p.latents;
+  const int64_t group = latents.rope_by_head ? p.group : 1;
+  project(inner, part_of(latents.latent, piece, 0, 1),
+          {{latents.w_kc, columns_of(stored.k, 0, latents.nope_dim)}, {latents.w_vc, stored.v}}, piece.head, group, false, LiveRows::keys, stream);
+  const int64_t head = inner.dropout.first_head;
+  if (latents.rope_dim > 0)
+    copy_rows(part_of(latents.k_rope, piece, latents.rope_by_head ? head : 0, piece.heads),
+              columns_of(stored.k, latents.nope_dim, latents.rope_dim), stream);
+  if (latents.q_rope) {
+    copy_rows(part_of(p.q, piece, head, inner.heads_q), columns_of(stored.q, 0, latents.nope_dim), stream);
+    copy_rows(part_of(latents.q_rope, piece, head, inner.heads_q), columns_of(stored.q, latents.nope_dim, latents.rope_dim), stream);
+  }
+}
+
+void absorb_queries(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences,
+                    void* stream) {
+  const Latents& latents = p.latents;
+  if (stored.k && (new_sequences || latents.rope_by_head)) {
+    copy_rows(part_of(latents.latent, piece, 0, inner.heads_k), columns_of(stored.k, 0, latents.rank), stream);
+    copy_rows(part_of(latents.k_rope, piece, latents.rope_by_head ? piece.head : 0, inner.heads_k),
+              columns_of(stored.k, latents.rank, latents.rope_dim), stream);
+  }
+  const View q = part_of(p.q, piece, piece.head, piece.heads);
+  project(inner, columns_of(q, 0, latents.nope_dim), {{latents.w_kc, columns_of(stored.q, 0, latents.rank)}}, piece.head, p.group, true,
+          LiveRows::queries, stream);
+  if (latents.rope_dim > 0)
+    copy_rows(latents.q_rope ? part_of(latents.q_rope, piece, piece.head, piece.heads) : columns_of(q, latents.nope_dim, latents.rope_dim),
+              columns_of(stored.q, latents.rank, latents.rope_dim), stream);
+}
+
+void run(const AttentionProblem& p, const Plan& plan, void* workspace, const Execution& execution) {
+  Config config;
+  config.num_splits = plan.num_splits;
+  each_piece(p, plan.strategy, static_cast<char*>(workspace),
+             [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences) {
+               if (plan.strategy == MlaStrategy::rebuild) {
+                 rebuild(p, piece, stored, inner, execution.stream);
+               } else {
+                 absorb_queries(p, piece, stored, inner, new_sequences, execution.stream);
+               }
+               std::string why;
+               const Kernel* kernel = find_kernel(inner, config, why);
+               kernel->run(inner, kernel->plan(inner, config, 1), static_cast<char*>(workspace) + stored.bytes, execution);
+               if (plan.strategy == MlaStrategy::absorb)
+                 project(inner, stored.out, {{p.latents.w_vc, part_of(p.out, piece, piece.head, piece.heads)}}, piece.head, p.group, false,
+                         LiveRows::all, execution.stream);
+             });
+}
+
+bool available() { return some_device_has(8, 0); }
+
+constexpr Kernel kKernels[] = {{"mla_generic_sm80", "sm80", kHonours, available, why_not, plan, run}};
+
+}  // namespace
+
+std::span<const Kernel> generic_mla_attention_kernels() { return kKernels; }
+
+}  // namespace attile::cuda
