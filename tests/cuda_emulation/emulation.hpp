@@ -32,6 +32,9 @@ extern Index3 threadIdx, blockIdx, gridDim;
 struct float2 {
   float x, y;
 };
+struct float4 {
+  float x, y, z, w;
+};
 struct uint4 {
   uint32_t x, y, z, w;
 };
