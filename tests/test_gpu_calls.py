@@ -81,9 +81,11 @@ def test_jax_inputs_that_are_still_computed():
     expected = flash_attention(**good())
     arrays = on_gpu("jax")
     slow = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda i, y: y @ y / 2048, jax.numpy.ones((2048, 2048)))[0, 0] * 0 + x)
-    out = flash_attention(**{name: slow(x) for name, x in arrays.items()})
-    assert next(iter(out.devices())).platform == "gpu"
-    close(out, expected)
+    for attempt in range(2):  # the first compiles
+        out = flash_attention(**{name: slow(x) for name, x in arrays.items()})
+        assert not (attempt and out.is_ready()), "the call waited for the GPU"
+        assert next(iter(out.devices())).platform == "gpu"
+        close(out, expected)
     close(out + 1, expected + 1)
 
 

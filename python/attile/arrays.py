@@ -8,6 +8,7 @@ one of three routes: "numpy" (the C struct of an ndarray), "exchange" (the C tab
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -54,6 +55,12 @@ class ArrayLibrary:
 
     # written(array), where the library wants to know that an array was written in place.
     written: Callable[[Any], None] | None = None
+
+    # Where the library itself runs calls on arrays that it may still be computing. describe(array, function, argument): shape, code and
+    # bits of the dtype, DLPack's device type and id; None for an array that is to be read now. launch(recipe, arrays, results): runs the
+    # recipe and returns a list of arrays, results being shapes and names of dtypes.
+    describe: Callable[[Any, str, str], tuple | None] | None = None
+    launch: Callable[[str, list, tuple], list] | None = None
 
     def watch(self) -> tuple[Any, str, Any] | None:
         """Object, attribute and value: while the attribute has another value, `check` sees every array before it is read."""
@@ -189,13 +196,35 @@ def _with_64_bit(jax, wanted):
     return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)
 
 
+# DLPack's codes, by the beginning of a dtype's name.
+_CODES = {"float8_e4m3fn": 10, "bfloat": 4, "float": 2, "int": 0, "uint": 1, "bool": 6}
+
+
+@functools.lru_cache(maxsize=1024)
+def _xla_program(recipe: str, results: tuple[tuple[tuple[int, ...], str], ...], platform: str) -> Callable[..., list]:
+    jax = sys.modules["jax"]
+    _register_with_xla(platform)
+    made = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    call = jax.ffi.ffi_call("attile", made)
+    return jax.jit(lambda *arrays: call(*arrays, call=recipe))
+
+
+@functools.cache
+def _register_with_xla(platform: str) -> None:
+    from attile import _core
+
+    sys.modules["jax"].ffi.register_ffi_target("attile", _core.xla_handler(), platform=platform)
+
+
 class JAX(ArrayLibrary):
-    """Concrete jax.Array. Its arrays are immutable: on the CPU a result is computed into memory that JAX adopts, on CUDA into an array
-    of JAX that nobody has seen yet. XLA tells no one its streams: ``__dlpack__`` waits for an input, and the call for its result."""
+    """Concrete jax.Array. Its arrays are immutable: on the CPU a result is computed into memory that JAX adopts. On CUDA XLA runs the call,
+    on its stream and with its memory, and nothing waits. Where it cannot (dropout, whose seed would be compiled into a program each, and
+    planned batches), ``__dlpack__`` waits for the inputs, and the call for its result, which is an array that nobody has seen yet."""
 
     name = "jax"
     mutable = False
     synchronizes = True
+    deferred_platforms = ("gpu",)
 
     def route(self, cls):
         jax = sys.modules.get("jax")
@@ -218,6 +247,21 @@ class JAX(ArrayLibrary):
         if len(array.devices()) > 1:
             raise ValueError(f"{where} must be on one device: expected 1, got an array sharded over {len(array.devices())}")
         return array
+
+    def describe(self, array, function, argument):
+        self.check(array, function, argument, False)
+        device = next(iter(array.devices()))
+        if device.platform not in self.deferred_platforms or not hasattr(sys.modules["jax"], "ffi"):
+            return None
+        dtype = np.dtype(array.dtype)
+        code = next((code for name, code in _CODES.items() if dtype.name.startswith(name)), 5)  # 5: complex, which no call takes
+        return array.shape, code, 8 * dtype.itemsize, 1 if device.platform == "cpu" else 2, device.local_hardware_id or 0
+
+    def launch(self, recipe, arrays, results):
+        jax = sys.modules["jax"]
+        platform = "cpu" if next(iter(arrays[0].devices())).platform == "cpu" else "CUDA"
+        with _with_64_bit(jax, any(np.dtype(x.dtype).itemsize == 8 for x in arrays)):  # else 64 bits would become 32
+            return _xla_program(recipe, results, platform)(*arrays)
 
     def empty(self, shape, dtype, like):
         jax = sys.modules["jax"]

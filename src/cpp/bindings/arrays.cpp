@@ -1,7 +1,10 @@
 // Arrays of a call (see arrays.hpp).
 #include "bindings/arrays.hpp"
 
+#include <pybind11/stl.h>
+
 #include <atomic>
+#include <tuple>
 
 #include "bindings/bindings.hpp"
 #include "bindings/numpy.hpp"
@@ -35,6 +38,8 @@ const ArrayType* recognise(PyObject* object) {
   l.empty = library.attr("empty");
   l.adopt = library.attr("adopt");
   l.written = library.attr("written");
+  l.describe = library.attr("describe");
+  l.launch = library.attr("launch");
   l.stream = library.attr("stream");
   l.synchronizes = library.attr("synchronizes").cast<bool>();
   l.export_stream = library.attr("export_stream");
@@ -131,6 +136,21 @@ void read(Borrowed& b, PyObject* object, Where where, bool in_place) {
   b.read_only = b.exported.versioned() ? b.exported.read_only() : !library.legacy_writable;
 }
 
+// Fills in what the library says of an array that it will hand to the call later; false when it is to be read now, as indices on the
+// host are, whose values are checked.
+bool describe(Borrowed& b, PyObject* object, Where where, bool index) {
+  const Library& library = b.type->library;
+  const py::object description = library.describe(py::handle(object), where.function, where.argument);
+  if (description.is_none()) return false;
+  auto [shape, code, bits, device_type, device_id] =
+      description.cast<std::tuple<std::vector<int64_t>, uint8_t, uint8_t, int32_t, int32_t>>();
+  if (index && device_type == 1) return false;
+  const auto rank = static_cast<int32_t>(shape.size());
+  b.tensor = tensor_of({&b, {device_type, device_id}, rank, {code, bits, 1}, shape.data(), nullptr, 0}, where);  // dense
+  b.tensor.data = nullptr;
+  return b.deferred = true;
+}
+
 }  // namespace
 
 Borrowed& Call::borrow(PyObject* object, const char* argument, bool index) {
@@ -152,7 +172,8 @@ Borrowed& Call::borrow(PyObject* object, const char* argument, bool index) {
     b.owner = checked(object, library, where(argument), in_place_);
     object = b.owner.ptr();
   }
-  read(b, object, where(argument), in_place_);
+  if (!deferrable_ || library.describe.is_none() || !describe(b, object, where(argument), index))
+    read(b, object, where(argument), in_place_);
   return b;
 }
 
@@ -183,13 +204,20 @@ const Borrowed* Call::output(PyObject* object, const char* argument) {
 }
 
 // ---- results ---------------------------------------------------------------------------------------------------------------
-namespace {
 
 const char* dtype_name(attile_dtype t) {
   if (t.code == 4) return "bfloat16";
   if (t.bits == 8) return "uint8";
   return t.bits == 64 ? "float64" : t.bits == 32 ? "float32" : "float16";
 }
+
+py::tuple shape_of(const attile_tensor& t) {
+  py::tuple shape(static_cast<size_t>(t.rank));
+  for (int32_t d = 0; d < t.rank; ++d) shape[static_cast<size_t>(d)] = t.shape[d];
+  return shape;
+}
+
+namespace {
 
 // By the exchange table: allocated and wrapped by the library, without a Python call.
 py::object exchange_allocate(const dlpack::ExchangeApi& api, attile_tensor& spec) {
@@ -259,10 +287,8 @@ void Result::allocate(attile_tensor& spec, const Borrowed& like, const char* fun
     object_ = exchange_allocate(*type.api, spec);
     return;
   }
-  py::tuple shape(static_cast<size_t>(spec.rank));
-  for (int32_t d = 0; d < spec.rank; ++d) shape[static_cast<size_t>(d)] = spec.shape[d];
   like_ = py::reinterpret_borrow<py::object>(like.object);
-  object_ = type.library.empty(shape, dtype_name(spec.dtype), like_);
+  object_ = type.library.empty(shape_of(spec), dtype_name(spec.dtype), like_);
   if (object_.is_none()) {
     object_ = make_buffer(spec);
     adopt_ = type.library.adopt;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ struct Library {
   bool legacy_writable = false;
   bool synchronizes = false;                            // CUDA work is to be waited for
   py::object check, empty, adopt, written, stream;      // its methods; written may be None
+  py::object describe, launch;                          // may be None: no array of it is deferred
   py::object export_stream;                             // for __dlpack__(stream=); None: not passed
   std::vector<py::object> flags, flag_methods;  // attributes and methods that are true when check() must look at an array
   // check() looks at every array while this attribute of this object (null: none) is not the quiet value.
@@ -42,12 +44,15 @@ struct Borrowed {
   py::object owner;            // what keeps the memory alive, where that is not the caller
   Exported exported;
   bool read_only = false;
+  bool deferred = false;  // no data: the library may still be computing it, and will run the call itself (Library::launch)
 };
 
 // The arrays of one call of one public function.
 class Call {
  public:
-  Call(const char* function, bool in_place) : function_(function), in_place_(in_place) {}
+  // deferrable: the call may be run by the arrays' library (see recipe.hpp).
+  Call(const char* function, bool in_place, bool deferrable = false)
+      : function_(function), in_place_(in_place), deferrable_(deferrable && !in_place) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
@@ -60,6 +65,7 @@ class Call {
 
   const char* function() const { return function_; }
   const Borrowed& first() const { return arrays_[0]; }
+  std::span<const Borrowed> arrays() const { return {arrays_.data(), count_}; }
 
  private:
   Borrowed& borrow(PyObject* object, const char* argument, bool index);
@@ -67,10 +73,13 @@ class Call {
 
   static constexpr size_t kMaxArrays = 16;
   const char* function_;
-  bool in_place_;
+  bool in_place_, deferrable_;
   size_t count_ = 0;
   std::array<Borrowed, kMaxArrays> arrays_;
 };
+
+const char* dtype_name(attile_dtype t);  // of a result
+py::tuple shape_of(const attile_tensor& t);
 
 // The stream of the array's library that is current for the array's device; null on the CPU.
 void* current_stream(const Borrowed& array);

@@ -12,6 +12,7 @@ void register_mla_attention(py::module_& m);
 void register_merge_states(py::module_& m);
 void register_mla_decode(py::module_& m);
 void register_config(py::module_& m);
+void register_jax_ffi(py::module_& m);
 
 // Adds functions that CPython calls directly: at these rates pybind11's own calls (0.4 us) would be a fifth of the whole.
 inline void add_functions(py::module_& m, PyMethodDef* definitions) {

@@ -5,7 +5,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/numpy.hpp"
-#include "bindings/operation.hpp"
+#include "bindings/recipe.hpp"
 #include "bindings/options.hpp"
 
 namespace attile::python {
@@ -46,7 +46,7 @@ struct Arguments {
   float scales[3];
   attile_tensor scale_tensors[3];
 
-  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None) {
+  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None, given[kDropoutSeed] == Py_None) {
     params.struct_size = sizeof params;
     arrays(given);
     scalars(given);
@@ -157,7 +157,7 @@ PyObject* flash_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
     check_count("_core.flash_attention", count, kArgumentCount);
     const Arguments arguments(given);
-    return run(arguments.create(), arguments.call, arguments.out);
+    return run(arguments);
   });
 }
 

@@ -1,7 +1,7 @@
 // flash_attention_with_kvcache from Python: its arguments, in the order in which python/attile/kvcache.py passes them.
 #include "bindings/bindings.hpp"
-#include "bindings/operation.hpp"
 #include "bindings/options.hpp"
+#include "bindings/recipe.hpp"
 
 namespace attile::python {
 namespace {
@@ -20,7 +20,7 @@ struct Arguments {
   const Borrowed* out = nullptr;
   py::object kernel;  // owns params.config.kernel
 
-  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None) {
+  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None, true) {
     params.struct_size = sizeof params;
     params.q = call.required(given[kQ], "q");
     params.k_cache = call.required(given[kKCache], "k_cache");
@@ -57,7 +57,7 @@ PyObject* flash_attention_with_kvcache(PyObject*, PyObject* const* given, Py_ssi
   return guarded([&] {
     check_count("_core.flash_attention_with_kvcache", count, kArgumentCount);
     const Arguments arguments(given);
-    return run(arguments.create(), arguments.call, arguments.out);
+    return run(arguments);
   });
 }
 

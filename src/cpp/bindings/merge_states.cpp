@@ -2,7 +2,7 @@
 #include <string>
 
 #include "bindings/bindings.hpp"
-#include "bindings/operation.hpp"
+#include "bindings/recipe.hpp"
 
 namespace attile::python {
 namespace {
@@ -11,8 +11,9 @@ constexpr const char* kFunction = "merge_states";
 constexpr Py_ssize_t kArgumentCount = 4;
 
 struct Arguments {
-  Call call{kFunction, false};
+  Call call{kFunction, false, true};
   attile_merge_states_params params{};
+  const Borrowed* out = nullptr;
 
   Arguments(PyObject* const* given, Py_ssize_t count) {
     if (count != kArgumentCount)
@@ -35,7 +36,7 @@ struct Arguments {
 PyObject* merge_states(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
     const Arguments arguments(given, count);
-    return run(arguments.create(), arguments.call, nullptr);
+    return run(arguments);
   });
 }
 

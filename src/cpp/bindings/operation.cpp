@@ -59,6 +59,19 @@ PyObject* run(Operation op, const Call& call, const Borrowed* out) {
   return py::make_tuple(result(0), result(1)).release().ptr();
 }
 
+PyObject* launch(Operation op, const Call& call, const std::string& recipe) {
+  py::list arrays, results;
+  for (const Borrowed& b : call.arrays()) arrays.append(py::reinterpret_borrow<py::object>(b.object));
+  const int32_t count = attile_op_num_outputs(op.get());
+  for (int32_t i = 0; i < count; ++i) {
+    attile_tensor spec;
+    check(attile_op_output(op.get(), i, &spec));
+    results.append(py::make_tuple(shape_of(spec), dtype_name(spec.dtype)));
+  }
+  const py::list made = call.first().type->library.launch(recipe, arrays, py::tuple(results));
+  return count == 1 ? py::object(made[0]).release().ptr() : py::tuple(made).release().ptr();
+}
+
 PyObject* explain(Operation op, const Borrowed* out) {
   const attile_tensor* tensor = out ? &out->tensor : nullptr;
   if (out) check(attile_op_bind(op.get(), &tensor, 1));

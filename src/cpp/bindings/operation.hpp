@@ -16,6 +16,9 @@ using Operation = std::unique_ptr<attile_op, DestroyOperation>;
 // Binds `out` (null: a new array) and new arrays for the rest, computes, and returns the array, or a tuple of several.
 PyObject* run(Operation op, const Call& call, const Borrowed* out);
 
+// Hands a call on deferred arrays to their library, with the recipe to run it by, and returns its results.
+PyObject* launch(Operation op, const Call& call, const std::string& recipe);
+
 // What run() would do, as JSON.
 PyObject* explain(Operation op, const Borrowed* out);
 
