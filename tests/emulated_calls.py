@@ -5,6 +5,7 @@ Every function makes many calls, prints how many, and fails with all that failed
 
 import ctypes
 import dataclasses
+import itertools
 import pathlib
 import re
 
@@ -13,7 +14,9 @@ from fake_cupy import ndarray, on
 
 import attile  # isort: skip: fake_cupy is first
 import cases
-from attile import FlashAttentionConfig
+import mla_attention_cases
+import tolerance_mla
+from attile import FlashAttentionConfig, FlashMLAConfig
 from cases import Case, options
 from reference_gradients import gradients
 from tolerance import Judge
@@ -116,6 +119,40 @@ def merged():
 
     shapes = [(2, 5, 3, 24), (1, 300, 2, 64), (3, 2, 128, 512), (2, 3, 4, 7)]
     every([(d, spread, shape) for d in ("float64", "float32", "float16") for spread in (0.0, 3.0, 60.0) for shape in shapes], merge)
+
+
+# ---- latents ----
+
+
+def of_latents(pattern):
+    """mla_attention with both strategies; the emulation's pieces are small."""
+
+    def check(arguments):
+        case, strategy = arguments
+        judge = tolerance_mla.Judge(case.arrays())
+        out, lse = attile.mla_attention(**on(case.arrays()), return_lse=True, cfg=FlashMLAConfig(strategy=strategy))
+        judge.check(strategy, out.get(), lse.get())
+
+    chosen = matching(pattern, mla_attention_cases.SMALL, mla_attention_cases.EDGE, mla_attention_cases.REAL, LATENTS)
+    every(list(itertools.product(chosen, ("rebuild", "absorb"))), check)
+
+
+def larger_latents():
+    """Several tiles of rows, columns and depth; more pieces than one of a batch and of heads."""
+    base = mla_attention_cases.MlaAttentionCase(id="larger", batch=3, seqlen_q=150, seqlen_k=290, heads_q=6, heads_k=3, rank=200, nope=136, rope_dim=16, head_dim_v=152)
+    causal = options(causal=True, causal_alignment="bottom_right")
+    shapes = {
+        "causal": causal,
+        "window": options(sliding_window=(20, 3)),
+        "packed": {"layout": "packed", "lens": (70, 0, 130, 1, 80), "seqlen_q": 300, "seqlen_k": 300, "rope": "shared"} | causal,
+        "padded": {"layout": "padded", "lens": (290, 0, 140), "seqlen_q": 290, "rope": "heads"} | causal,
+        "dropout": {"bias": (3, 6, 150, 290), "sinks": (6, 2)} | options(dropout_prob=0.2, dropout_seed=77),
+    }
+    for dtype in ("bfloat16", "float32"):
+        yield from cases.variants(dataclasses.replace(base, id=f"larger-{dtype}", dtype=dtype), shapes)
+
+
+LATENTS = list(larger_latents())
 
 
 # ---- gradients ----

@@ -55,6 +55,19 @@ def test_merge_states(package):
 @pytest.mark.parametrize(
     "pattern",
     [
+        "(bfloat|float)",  # mla_attention_cases.SMALL
+        "edge-|padded|packed|memory-(gaps|bytes|reversed)|dims(1_|7_|17_|130_)|heads24_3",
+        "larger-bfloat16",
+        slow("dims|heads|length|memory|larger-float32|deepseek|mha2mla|minilm"),
+    ],
+)
+def test_mla_attention(package, pattern):
+    call(package, f"of_latents({pattern!r})")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
         "(bfloat|float)",  # cases.SMALL
         "bias|packed|padded|edge-heads(1|8|9)_|memory-(gaps|bytes|reversed)",
         r"larger64-bfloat16-(causal|gaps|everything|packed)|larger(100_1|192_128)-bfloat16-packed|larger72_72-float32-bottom_right",

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
+#include "cuda/mla/piece_bytes.hpp"
+
 namespace attile::cuda {
 namespace {
 
-// Rows and heads enough for several waves of blocks, yet little more than L2.
-constexpr int64_t kPieceBytes = int64_t{64} << 20;
 constexpr int64_t kRowAlignment = 16, kArrayAlignment = 256;
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
