@@ -69,6 +69,9 @@ struct AttentionProblem {
   View sinks;           // [1, 1, Hq, n]
   View q_ids, k_ids;    // [1, 1, B, T]; B = 1 where packed (index with batch_index and first_row + i)
 
+  View q_scale, k_scale, v_scale;    // kFloat8Scales: float32 [1, 1, B, Hk]; absent: none, or a number that is in
+  double qk_factor = 1, v_factor = 1;  // kFloat8Scales: the product of the numbers given for q and k, the one for v
+
   double softmax_scale = 1;
   double softcap = 0;  // kSoftcap
   Dropout dropout;     // kDropout

@@ -1,0 +1,15 @@
+#include "cuda/forward/sm90/launch.cuh"
+
+namespace attile::cuda::sm90 {
+
+std::span<const Instance> forward_f16_256() {
+  static constexpr Instance instances[] = {
+      instance_of<F16, 256, 256, Kind::kFull>(),
+      instance_of<F16, 256, 256, Kind::kCausal>(),
+      instance_of<F16, 256, 256, Kind::kBand>(),
+      instance_of<F16, 256, 256, Kind::kScores>(),
+  };
+  return instances;
+}
+
+}  // namespace attile::cuda::sm90

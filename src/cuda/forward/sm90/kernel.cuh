@@ -1,0 +1,316 @@
+// out = softmax(scale * Q K^T) V and its log-sum-exp, 16-bit floats in and out, float32 inside, grouped heads. Hopper.
+//
+// A block owns kTileM = 64 * kConsumers query rows of one head; warpgroup 0 loads (one thread, TMA), each other warpgroup owns 64
+// rows and walks the keys right to left in tiles of kTileN. Per tile and warpgroup: S = Q K^T (both from shared memory),
+// softmax in registers, O += P V (P from registers).
+// Three overlaps keep the tensor cores busy: S of the next tile is issued before P V of this one, so softmax runs under P V;
+// named barriers make the warpgroups issue in turn (ping-pong), so one's softmax also runs under the other's products; and the
+// first S of the next output tile is issued behind the last P V of this one, so the epilogue runs under it.
+// Cost: 2 (D + Dv) operations and one exp2 a (query, key) pair: per 128 x N tile 16 N cycles of tensor core at D = 128, 8 N of exp2.
+#pragma once
+
+#include "cuda/forward/sm90/epilogue.cuh"
+#include "cuda/forward/sm90/producer.cuh"
+#include "cuda/forward/sm90/products.cuh"
+#include "cuda/forward/sm90/softmax.cuh"
+
+namespace attile::cuda::sm90 {
+
+// The warpgroups take turns at issuing products.
+template <class T>
+struct Turn {
+  int me;
+  static constexpr int kFirstId = 1;  // 0 is __syncthreads
+  __device__ void begin() const {
+    if (me == T::kConsumers - 1) ptx::named_barrier_arrive(kFirstId, 256);
+  }
+  __device__ void wait() const { ptx::named_barrier_sync(kFirstId + me, 256); }
+  __device__ void pass() const { ptx::named_barrier_arrive(kFirstId + (me + 1 == T::kConsumers ? 0 : me + 1), 256); }
+};
+
+template <class T>
+__device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) {
+  using Element = typename T::Element;
+  using Out = typename T::Out;
+  constexpr int N = T::kTileN;
+  const Addresses<T> at{ptx::opaque_shared_address(&smem)};
+  auto q_ring = at.q_ring();
+  auto k_ring = at.k_ring(), v_ring = at.v_ring();
+  auto work_ring = at.work_ring();
+  auto bias_ring = at.bias_ring();
+  const Turn<T> turn{me};
+  turn.begin();
+  const int lane = threadIdx.x % 32;
+  const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;  // and row + 8, of the warpgroup's 64
+  const uint32_t q_desc = ptx::descriptor_k_major(at.q() + me * 64 * 128);
+  const uint32_t k_desc = ptx::descriptor_k_major(at.k());
+  const uint32_t v_desc = T::kFp8 ? ptx::descriptor_k_major(at.v()) : ptx::descriptor_mn_major(at.v(), N * 128);
+
+  SoftmaxState<T::kRaise> state;
+  float alpha[2];
+  float o[T::Dv / 2];
+  uint32_t prob[N * Element::kBytes / 32][4];
+
+  // E4m3: the inputs' scales, of scores (with log2(e) and softmax_scale) and of the output.
+  struct Scales {
+    float scores, out;
+  };
+  auto scales_of = [&](const Work& w) {
+    Scales x{p.scale_log2, p.v_factor};
+    if constexpr (T::kFp8) {
+      const int64_t b = w.batch, h = w.head / p.group;
+      if (p.q_scale) x.scores *= __ldg(p.q_scale + b * p.q_scale_batch + h * p.q_scale_head);
+      if (p.k_scale) x.scores *= __ldg(p.k_scale + b * p.k_scale_batch + h * p.k_scale_head);
+      if (p.v_scale) x.out *= __ldg(p.v_scale + b * p.v_scale_batch + h * p.v_scale_head);
+    }
+    return x;
+  };
+  Scales scales{};
+  auto scale_log2 = [&] { return T::kFp8 ? scales.scores : p.scale_log2; };
+
+  auto take_work = [&] {
+    work_ring.wait_full();
+    const Work w = smem.work[work_ring.stage];
+    __syncwarp();
+    work_ring.release();
+    work_ring.advance();
+    return w;
+  };
+  auto first_row = [&](const Work& w) { return w.m * T::kTileM + me * 64; };
+  // Of the tile whose Q K^T has been issued.
+  uint32_t bias[T::kBias ? N / 16 : 1][4], bits[2][T::kMask ? N / 32 : 1];
+  const uint32_t* mask_rows[2];
+  std::conditional_t<T::kScores, Scores<Element, N>, NoScores> scores(p.scores);
+  auto begin_scores = [&](const Work& w) {
+    const int batch = min(w.batch, p.sequences - 1);
+    if constexpr (T::kMask)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        mask_rows[r] = p.mask.bits + batch * p.mask.batch + w.head * p.mask.head + max(0, min(first_row(w) + row + 8 * r, p.mask.rows - 1)) * p.mask.row;
+    if constexpr (T::kScores) scores.begin(batch, w.head, first_row(w) + row), scores.prefetch(w.j_end - 1);
+  };
+  auto mask_documents = [&](float (&s)[N / 2], const Work& w, int j) {
+    const bool packed = p.q_lengths.packed;
+    mask_segments<N>(s, p.segments, packed ? 0 : w.batch, w.row0_q, first_row(w) + row, w.seqlen_q, w.row0_k, w.seqlen_k, j);
+  };
+  auto clean = [&](const Work& w, int j) { return j >= w.clean_begin && j < w.clean_end; };
+  auto mask = [&](float (&s)[N / 2], const Work& w, int j) {
+    mask_scores<N, T::kKind != Kind::kCausal, T::kCausal, T::kBand>(s, band<T>(p, w.seqlen_q, w.seqlen_k), first_row(w) + row, j * N);
+    if constexpr (T::kKind == Kind::kSegments)
+      if (!clean(w, j)) mask_documents(s, w, j);
+  };
+  // Key tiles that are seen by every row of this warpgroup.
+  auto full = [&](const Work& w) {
+    TileRange r = band<T>(p, w.seqlen_q, w.seqlen_k).template full<N>(first_row(w), first_row(w) + 64);
+    if (T::kKind == Kind::kSegments) r = {max(r.begin, w.clean_begin), min(r.end, w.clean_end)};
+    return r;
+  };
+  // While Q K^T of key tile j runs.
+  auto load_bias = [&](int j) {
+    if constexpr (T::kMask)
+      if (T::kKind == Kind::kMask || p.mask.bits) load_mask_bits<N>(bits, mask_rows, j);
+    if constexpr (T::kBias) {
+      bias_ring.wait_full();
+      load_bias_tile<T::kTileM, T::kBiasColumns>(bias, at.bias() + bias_ring.stage * T::kBiasBytes, me * 64 + threadIdx.x % 128 / 32 * 16);
+      bias_ring.release(), bias_ring.advance();
+    }
+  };
+  // What happens to scores before the band.
+  auto change = [&](float (&s)[N / 2], const Work& w, int j) {
+    if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale);
+    if constexpr (T::kKind == Kind::kCap) cap_scores(s, p.cap);
+    if constexpr (T::kScores) {
+      scores.apply(s, p.cap);
+      if (p.segments.q && (p.mask.bits || !clean(w, j))) mask_documents(s, w, j);  // with a mask, clean is the mask's
+    }
+    if constexpr (T::kMask)
+      if (T::kKind == Kind::kMask ? !clean(w, j) : p.mask.bits != nullptr) apply_mask_bits<N>(s, bits);
+  };
+  auto issue_qk = [&](float (&s)[N / 2]) {
+    ptx::wgmma_fence();
+    matmul_qk<Element, T::D, T::kTileM, N>(s, q_desc + q_ring.stage * (T::kQBytes / 16), k_desc + k_ring.stage * (T::kKBytes / 16));
+    ptx::wgmma_commit();
+  };
+  auto issue_pv = [&] {
+    ptx::wgmma_fence();
+    matmul_pv<Element>(o, prob, v_desc + v_ring.stage * (T::kVBytes / 16));
+    ptx::wgmma_commit();
+  };
+  // After S of a key tile is complete.
+  auto release_k = [&] { k_ring.release(), k_ring.advance(); };
+  auto release_v = [&] { v_ring.release(), v_ring.advance(); };
+  auto pack = [&](const float (&s)[N / 2]) { pack_p<Element>(s, prob); };
+
+  // P of an output tile's first key tile; S has been issued.
+  auto first_softmax = [&](float (&s)[N / 2], const Work& w) {
+    load_bias(w.j_end - 1);
+    ptx::wgmma_wait<0>();
+    ptx::pin(s);
+    const int j = w.j_end - 1;
+    release_k();
+    if (!T::kStoreByQ) q_ring.release(j == w.j_begin);
+#pragma unroll
+    for (int i = 0; i < T::Dv / 2; ++i) o[i] = 0.f;
+    state.reset();
+    change(s, w, j);
+    if (const TileRange f = full(w); j >= f.end || (T::kBand && j < f.begin)) mask(s, w, j);
+    float offset[2];
+    state.template find_max<true>(s, scale_log2(), alpha, offset, 0);
+    state.template exponentiate<0, 8>(s, scale_log2(), alpha, offset);
+    pack(s);
+    alpha[0] = alpha[1] = 1.f;
+  };
+
+  Work w = take_work();
+  if (w.j_end == 0) return;
+  scales = scales_of(w);
+  {
+    float s[N / 2];
+    begin_scores(w);
+    q_ring.wait_full();
+    k_ring.wait_full();
+    issue_qk(s);
+    first_softmax(s, w);
+  }
+  for (;;) {
+    int j = w.j_end - 1;
+
+    // S of tile j - 1 is issued, then P V of tile j; softmax of tile j - 1 runs under the latter.
+    auto step = [&](auto masked) {
+      float s[N / 2];
+      if constexpr (T::kScores) scores.prefetch(j - 1);
+      k_ring.wait_full();
+      turn.wait();
+      issue_qk(s);
+      if (T::kTune.early_rescale) scale_rows(o, alpha);
+      v_ring.wait_full();
+      issue_pv();
+      if (!T::kTune.late_turn) turn.pass();
+      load_bias(j - 1);
+      ptx::wgmma_wait<1>();
+      ptx::pin(s);
+      --j;
+      release_k();
+      if (!T::kStoreByQ) q_ring.release(j == w.j_begin);
+      change(s, w, j);
+      if constexpr (decltype(masked)::value) mask(s, w, j);
+      float offset[2];
+      state.template find_max<T::kCausal>(s, scale_log2(), alpha, offset, T::kTune.row_order ? p.zero : 0);
+      if (T::kTune.late_turn) ptx::pin(offset), turn.pass();
+      constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
+      state.template exponentiate<0, kBefore>(s, scale_log2(), alpha, offset);
+      if constexpr (T::kTune.wait_after > 0) {
+        ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset);
+        auto next_v = v_ring;
+        next_v.advance();
+        next_v.wait_full();
+      }
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      release_v();
+      state.template exponentiate<kBefore, 8>(s, scale_log2(), alpha, offset);
+      pack(s);  // not earlier: ptxas serialises wgmmas if a register that feeds one is written while another runs
+      if (!T::kTune.early_rescale) scale_rows(o, alpha);
+    };
+    const TileRange unmasked = full(w);
+    const int right = max(w.j_begin, unmasked.end), left = T::kBand ? max(w.j_begin, unmasked.begin) : w.j_begin;
+    while (j > right) step(std::true_type{});
+    while (j > left) step(std::false_type{});
+    if (T::kBand)
+      while (j > w.j_begin) step(std::true_type{});
+
+    const uint32_t own_rows = at.q() + q_ring.stage * T::kQBytes + me * 64 * 128, q_empty = q_ring.empty();
+    q_ring.advance();
+
+    // The last P V of this output tile, then S of the next one; the epilogue runs under the latter.
+    float factor[2], lse[2];
+    const bool packed = T::kBand && p.q_lengths.packed;
+    const int64_t batch = packed ? 0 : w.batch;
+    char* const out = p.out + batch * p.out_batch + w.head * p.out_head + int64_t(w.row0_q + first_row(w)) * p.out_row;
+    // Rows that are written, and of these the ones that belong to the sequence: the rest is padding.
+    const int rows_left = (packed ? w.seqlen_q : p.seqlen_q) - first_row(w), rows_own = w.seqlen_q - first_row(w);
+    auto finish = [&] {
+      const bool nobody = packed && w.batch == p.sequences;
+      const float sink = T::kBand && p.sinks && !nobody ? __ldg(p.sinks + w.head * p.sink_step) * 1.4426950408889634f : -INFINITY;
+      state.finish(scale_log2(), sink, factor, lse);
+      if constexpr (T::kFp8) factor[0] *= scales.out, factor[1] *= scales.out;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (T::kBand && row + 8 * r >= rows_own) factor[r] = 0.f, lse[r] = -INFINITY;
+        if (p.lse && lane % 4 == 0 && row + 8 * r < rows_left)
+          p.lse[batch * p.lse_batch + w.head * p.lse_head + int64_t(w.row0_q + first_row(w) + row + 8 * r) * p.lse_row] = lse[r];
+      }
+    };
+    auto store = [&] {
+      if constexpr (T::kStoreByQ)
+        store_out_by_q<T>(o, factor, own_rows, p, w, first_row(w), out, rows_left, 1 + T::kConsumers + me);
+      else
+        store_out<Out>(o, factor, p, out, rows_left);
+    };
+    if (T::kTune.early_rescale) scale_rows(o, alpha);
+    const Work next = take_work();
+    if (next.j_end == 0) {
+      v_ring.wait_full();
+      issue_pv();
+      finish();
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      release_v();
+      store();
+      if (T::kStoreByQ) ptx::tma_store_wait_read();
+      return;
+    }
+    const Scales next_scales = scales_of(next);
+    float s[N / 2];
+    v_ring.wait_full();
+    turn.wait();
+    issue_pv();
+    q_ring.wait_full();
+    k_ring.wait_full();
+    issue_qk(s);
+    turn.pass();
+    finish();
+    ptx::wgmma_wait<1>();
+    ptx::pin(o);
+    release_v();
+    store();
+    begin_scores(next);
+    w = next, scales = next_scales;
+    first_softmax(s, w);
+    if (T::kStoreByQ) {  // the copy has long read the rows
+      ptx::tma_store_wait_read();
+      ptx::mbarrier_arrive_if(q_empty, threadIdx.x % 128 == 0);
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1) forward_kernel(const __grid_constant__ Params p) {
+  extern __shared__ __align__(1024) char shared[];
+  auto& smem = *reinterpret_cast<SharedStorage<T>*>(shared);
+  if (threadIdx.x == 0) {
+    ptx::tma_prefetch_descriptor(&p.q);
+    ptx::tma_prefetch_descriptor(&p.k);
+    ptx::tma_prefetch_descriptor(&p.v);
+    if (T::kBias) ptx::tma_prefetch_descriptor(&p.bias);
+    const Addresses<T> at{ptx::opaque_shared_address(&smem)};
+    at.q_ring().init(T::kStoreByQ ? T::kConsumers : 4 * T::kConsumers);
+    at.k_ring().init(4 * T::kConsumers);
+    at.v_ring().init(4 * T::kConsumers);
+    at.work_ring().init(4 * T::kConsumers);
+    at.bias_ring().init(4 * T::kConsumers);
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0);
+  if (warpgroup == 0) {
+    ptx::registers_lower<T::kProducerRegisters>();
+    if (threadIdx.x < 32 && ptx::elect_one()) produce<T>(p, smem);
+  } else {
+    ptx::registers_raise<T::kConsumerRegisters>();
+    consume<T>(p, smem, warpgroup - 1);
+  }
+}
+
+}  // namespace attile::cuda::sm90

@@ -1,0 +1,29 @@
+// Tensor maps (what TMA needs to know of an array), made on the host.
+#pragma once
+
+#include <cuda.h>
+
+#include <string>
+
+#include "core/problem.hpp"
+
+namespace attile::cuda::sm90 {
+
+// "" where TMA can read the array, else what of it is in the way. Dimensions of one element do not count.
+std::string tma_objection(const char* name, const View& v);
+
+// {dims, rows, heads, batch} in boxes of 128 bytes of dims and box_rows rows, swizzled. What lies outside is read as zeros and not written.
+CUtensorMap rows_map(const View& v, int box_rows);
+
+// An array whose rows end where a sequence ends, see RowOrigin; x moves in steps of `step` bytes.
+struct EndingMap {
+  int64_t row, head, batch;  // in steps; row 0: the array is too large for such a map
+  int64_t step;
+};
+EndingMap ending_steps(const View& v);
+CUtensorMap ending_rows_map(const View& v, const EndingMap& steps, int box_rows);
+
+// {keys, rows, heads or 1, batch or 1} of 16-bit elements in boxes of `columns` keys, 64 or 32 (then swizzled over 64 bytes).
+CUtensorMap bias_map(const View& v, int columns, int box_rows);
+
+}  // namespace attile::cuda::sm90
