@@ -70,6 +70,26 @@ def test_caches(page_size, host, index, programs):
     assert all(map(same, got, expected))
 
 
+@pytest.mark.parametrize("function", ["mla_attention", "mla_decode"])
+def test_latent_attention(function, programs):
+    rng = np.random.default_rng(0)
+    batch, keys, heads, rank, rope = 2, 40, 4, 32, 16
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    if function == "mla_attention":
+        call = {"query": normal(batch, 5, heads, 24 + rope), "key_value": normal(batch, keys, rank), "w_kc": normal(rank, heads, 24)}
+        call |= {"w_vc": normal(rank, heads, 8), "b_k": normal(batch, keys, rope), "causal": True, "causal_alignment": "bottom_right"}
+    else:
+        call = {"q_nope": normal(batch, 2, heads, rank), "q_pe": normal(batch, 2, heads, rope), "ckv": normal(batch, keys, rank)}
+        call |= {"kpe": normal(batch, keys, rope), "softmax_scale": 0.2, "kv_lens": np.array([40, 17])}
+    function = getattr(attile, function)
+    expected = function(**call, return_lse=True)
+    assert all(map(same, function(**on_jax(call), return_lse=True), expected))
+    assert len(programs) == 1
+
+
 def test_merge_states(programs):
     arguments = states("bfloat16")
     expected = attile.merge_states(*arguments)

@@ -1,7 +1,7 @@
 // mla_attention from Python: its arguments, in the order in which python/attile/mla.py passes them.
 #include "bindings/bindings.hpp"
-#include "bindings/operation.hpp"
 #include "bindings/options.hpp"
+#include "bindings/recipe.hpp"
 
 namespace attile::python {
 namespace {
@@ -22,7 +22,7 @@ struct Arguments {
   const Borrowed* out = nullptr;
   py::object kernel;  // owns params.config.kernel
 
-  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None) {
+  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None, given[kDropoutSeed] == Py_None) {
     params.struct_size = sizeof params;
     params.query = call.required(given[kQuery], "query");
     params.key_value = call.required(given[kKeyValue], "key_value");
@@ -74,7 +74,7 @@ PyObject* mla_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
     check_count("_core.mla_attention", count, kArgumentCount);
     const Arguments arguments(given);
-    return run(arguments.create(), arguments.call, arguments.out);
+    return run(arguments);
   });
 }
 

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "bindings/bindings.hpp"
-#include "bindings/operation.hpp"
 #include "bindings/options.hpp"
+#include "bindings/recipe.hpp"
 
 namespace attile::python {
 namespace {
@@ -56,7 +56,7 @@ struct Arguments {
   float scale = 1;
   attile_tensor scale_tensor{};
 
-  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None) {
+  explicit Arguments(PyObject* const* given) : call(kFunction, given[kOut] != Py_None, true) {
     params.struct_size = sizeof params;
     params.q_nope = call.required(given[kQNope], "q_nope");
     params.q_pe = call.array(given[kQPe], "q_pe");
@@ -76,6 +76,8 @@ struct Arguments {
     config(given[kCfg], given[kNumSplits]);
     out = call.output(given[kOut], "out");
   }
+
+  Operation create() const { return python::create(params); }
 
   void latent_scale(PyObject* value) {
     if (value == Py_None) return;
@@ -107,7 +109,7 @@ PyObject* mla_decode(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&] {
     check_count("_core.mla_decode", count, kArgumentCount);
     const Arguments arguments(given);
-    return run(create(arguments.params), arguments.call, arguments.out);
+    return run(arguments);
   });
 }
 

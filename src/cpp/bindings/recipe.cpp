@@ -46,6 +46,7 @@ using Flash = attile_flash_attention_params;
 using KvCache = attile_flash_attention_with_kvcache_params;
 using Merge = attile_merge_states_params;
 using Mla = attile_mla_attention_params;
+using MlaDecode = attile_mla_decode_params;  // without a plan
 
 constexpr RecipeFunction kFunctions[] = {
     row<Flash, attile_flash_attention_create, &Flash::query, &Flash::key, &Flash::value, &Flash::bias, &Flash::cum_seqlens_q,
@@ -56,6 +57,8 @@ constexpr RecipeFunction kFunctions[] = {
     row<Merge, attile_merge_states_create, &Merge::out_a, &Merge::lse_a, &Merge::out_b, &Merge::lse_b>(),
     row<Mla, attile_mla_attention_create, &Mla::query, &Mla::key_value, &Mla::w_kc, &Mla::w_vc, &Mla::b_q, &Mla::b_k, &Mla::cu_seqlens,
         &Mla::bias, &Mla::softmax_aux, &Mla::attention_mask>(),
+    row<MlaDecode, attile_mla_decode_create, &MlaDecode::q_nope, &MlaDecode::q_pe, &MlaDecode::ckv, &MlaDecode::kpe, &MlaDecode::kv_lens,
+        &MlaDecode::page_table, &MlaDecode::ckv_scale, &MlaDecode::softmax_aux>(),
 };
 
 constexpr int32_t kNone = -1;
@@ -137,6 +140,10 @@ const RecipeFunction& recipe_function<Merge>() {
 template <>
 const RecipeFunction& recipe_function<Mla>() {
   return kFunctions[3];
+}
+template <>
+const RecipeFunction& recipe_function<MlaDecode>() {
+  return kFunctions[4];
 }
 
 std::string write_recipe(const RecipeFunction& function, const void* params, const Call& call) {
