@@ -1,22 +1,27 @@
-// In place of src/cuda/kernels.cpp: the kernels that need no more than sm_80. The last problem is remembered, for emulated_backward to
+// In place of src/cuda/kernels.cpp. The last problem is remembered, for emulated_backward to
 // compute its gradients.
 #include "cuda/kernels.hpp"
 
 #include <string>
 #include <vector>
 
+#include "cuda/forward/sm90/forward_launch.hpp"
 #include "cuda/generic/backward_launch.hpp"
 #include "cuda/generic/forward_launch.hpp"
+#include "cuda/mla_decode/generic/decode_launch.hpp"
 #include "cuda/mla/attention_launch.hpp"
 
 namespace attile::cuda {
 namespace {
 
 AttentionProblem last;
+constexpr unsigned kSharedBytesOfAll = 99 << 10;  // what every GPU since sm_80 has
 
 void run_and_remember(const AttentionProblem& p, const Plan& plan, void* workspace, const Execution& execution) {
   last = p;
+  emulation::shared_limit = kSharedBytesOfAll;
   generic_forward_kernels()[0].run(p, plan, workspace, execution);
+  emulation::shared_limit = emulation::kSharedBytes;
 }
 
 // An array of another call, as ctypes hands it over. null: absent.
@@ -40,13 +45,14 @@ std::span<const Kernel> forward_kernels() {
   static const std::vector<Kernel> kernels = [] {
     std::vector<Kernel> rows(generic_forward_kernels().begin(), generic_forward_kernels().end());
     rows[0].run = run_and_remember;
+    rows.insert(rows.begin(), sm90_forward_kernels().begin(), sm90_forward_kernels().end());
     return rows;
   }();
   return kernels;
 }
 
 std::span<const Kernel> mla_attention_kernels() { return generic_mla_attention_kernels(); }
-std::span<const Kernel> mla_decode_kernels() { return {}; }
+std::span<const Kernel> mla_decode_kernels() { return generic_mla_decode_kernels(); }
 
 }  // namespace attile::cuda
 

@@ -22,9 +22,11 @@ Tensor tensor_of(const View& v) {
   return {v.data, v.stride[0] * size, v.stride[1] * size, v.stride[2] * size, granule_of(v)};
 }
 
-namespace {
+Indices indices_of(const IndexView& v) {
+  return {v.data, v ? v.stride * bytes_of(v.dtype) : 0, v.dtype == DType::i64};
+}
 
-Indices indices_of(const IndexView& v) { return {v.data, v.stride * bytes_of(v.dtype), v.dtype == DType::i64}; }
+namespace {
 
 Lengths lengths_of(const Sequences& s) { return {indices_of(s.cu), indices_of(s.lens), static_cast<int32_t>(s.rows), s.packed}; }
 

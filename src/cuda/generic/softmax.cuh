@@ -152,20 +152,23 @@ __device__ __forceinline__ void apply_dropout(const ForwardParams& p, const Work
     }
 }
 
-// In base 2.
-__device__ __forceinline__ float read_sink(const ForwardParams& p, int head, int n) {
+// As it was given.
+__device__ __forceinline__ float read_natural_sink(const ForwardParams& p, int head, int n) {
   const char* at = p.sinks + head * p.sink_head + n * p.sink_next;
   switch (p.sink_dtype) {
     case DType::bf16:
-      return kLog2E * __uint_as_float(static_cast<uint32_t>(load_unaligned<uint16_t>(at)) << 16);
+      return __uint_as_float(static_cast<uint32_t>(load_unaligned<uint16_t>(at)) << 16);
     case DType::f16:
-      return kLog2E * __half2float(__ushort_as_half(load_unaligned<uint16_t>(at)));
+      return __half2float(__ushort_as_half(load_unaligned<uint16_t>(at)));
     case DType::f32:
-      return kLog2E * __uint_as_float(load_unaligned<uint32_t>(at));
+      return __uint_as_float(load_unaligned<uint32_t>(at));
     default:
-      return kLog2E * __double2float_rn(__longlong_as_double(static_cast<long long>(load_unaligned<uint64_t>(at))));
+      return __double2float_rn(__longlong_as_double(static_cast<long long>(load_unaligned<uint64_t>(at))));
   }
 }
+
+// In base 2.
+__device__ __forceinline__ float read_sink(const ForwardParams& p, int head, int n) { return kLog2E * read_natural_sink(p, head, n); }
 
 // The sinks of a head join a row. Returns what out must be multiplied by.
 __device__ __forceinline__ float join_sinks(const ForwardParams& p, int head, float& max, float& sum) {

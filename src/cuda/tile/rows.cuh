@@ -26,6 +26,23 @@ __device__ __forceinline__ uint32_t load_word(const char* p, int bytes, int gran
   return x;
 }
 
+// A chunk of 16 bytes of shared memory from `from`, of which `bytes` exist. granule as below.
+__device__ __forceinline__ void load_chunk(uint32_t to, const char* from, int bytes, int granule) {
+  if (granule == 16) {
+    ptx::cp_async_16(to, from, bytes);
+  } else if (granule >= 4) {
+#pragma unroll
+    for (int i = 0; i < 16; i += 4) ptx::cp_async_4(to + i, from + i, min(max(bytes - i, 0), 4));
+  } else {
+    uint4 x;
+    x.x = load_word(from, bytes, granule);
+    x.y = load_word(from + 4, bytes - 4, granule);
+    x.z = load_word(from + 8, bytes - 8, granule);
+    x.w = load_word(from + 12, bytes - 12, granule);
+    ptx::store_shared(to, x);
+  }
+}
+
 // kRows rows of kBytes. address(row): where a row begins, null when it does not exist; `valid` of its bytes exist. granule: what
 // every address is a multiple of, at most 16. 16 and 4 are asynchronous.
 template <int kRows, int kBytes, int kThreads, class Address>
@@ -37,20 +54,7 @@ __device__ __forceinline__ void load_rows(uint32_t shared, int granule, int vali
     const int row = chunk / kChunks, column = chunk % kChunks * 16;
     const char* from = address(row);
     const int bytes = from ? min(max(valid - column, 0), 16) : 0;
-    const uint32_t to = shared + row * (kBytes + kRowPadding) + column;
-    if (granule == 16) {
-      ptx::cp_async_16(to, from + column, bytes);
-    } else if (granule >= 4) {
-#pragma unroll
-      for (int i = 0; i < 16; i += 4) ptx::cp_async_4(to + i, from + column + i, min(max(bytes - i, 0), 4));
-    } else {
-      uint4 x;
-      x.x = load_word(from + column, bytes, granule);
-      x.y = load_word(from + column + 4, bytes - 4, granule);
-      x.z = load_word(from + column + 8, bytes - 8, granule);
-      x.w = load_word(from + column + 12, bytes - 12, granule);
-      ptx::store_shared(to, x);
-    }
+    load_chunk(shared + row * (kBytes + kRowPadding) + column, from + column, bytes, granule);
   }
 }
 
