@@ -19,11 +19,11 @@ struct Library {
   std::string name;
   bool is_mutable = true;
   bool legacy_writable = false;
-  bool synchronizes = false;                            // CUDA work is to be waited for
-  py::object check, empty, adopt, written, stream;      // its methods; written may be None
-  py::object describe, launch;                          // may be None: no array of it is deferred
-  py::object export_stream;                             // for __dlpack__(stream=); None: not passed
-  std::vector<py::object> flags, flag_methods;  // attributes and methods that are true when check() must look at an array
+  bool synchronizes = false;                        // CUDA work is to be waited for
+  py::object check, empty, adopt, written, stream;  // its methods; written may be None
+  py::object describe, launch;                      // may be None: no array of it is deferred
+  py::object export_stream;                         // for __dlpack__(stream=); None: not passed
+  std::vector<py::object> flags, flag_methods;      // attributes and methods that are true when check() must look at an array
   // check() looks at every array while this attribute of this object (null: none) is not the quiet value.
   py::object watched, watched_attribute, quiet_value;
 };

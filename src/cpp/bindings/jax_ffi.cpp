@@ -64,7 +64,8 @@ void execute(const xla::Frame& frame) {
   check_status(frame, recipe.create(&created));
   const Operation op(created);
   const auto count = static_cast<int32_t>(frame.results.size);
-  if (count != attile_op_num_outputs(op.get())) throw std::invalid_argument("attile: XLA wants another number of results than the call has");
+  if (count != attile_op_num_outputs(op.get()))
+    throw std::invalid_argument("attile: XLA wants another number of results than the call has");
   std::vector<attile_tensor> outputs(static_cast<size_t>(count));
   std::vector<const attile_tensor*> bound;
   for (int32_t i = 0; i < count; ++i) {

@@ -26,7 +26,8 @@ namespace {
 template <class Params, attile_status (*kCreate)(const Params*, attile_op**), const attile_tensor* Params::*... kFields>
 constexpr RecipeFunction row() {
   static_assert(sizeof...(kFields) <= kMostTensors);
-  return {sizeof(Params), sizeof...(kFields),
+  return {sizeof(Params),
+          sizeof...(kFields),
           [](const void* params, Tensors& tensors) {
             size_t i = 0;
             ((tensors[i++] = static_cast<const Params*>(params)->*kFields), ...);
