@@ -7,8 +7,7 @@
 //       a share of O^T += V^T P^T of the panel before, whose P is complete
 //
 // The dots of 32 keys take 8 (head_dim + head_dim_v) / 32 * 16 cycles of the tile unit, their softmax some 420 of the vector units; the
-// two overlap. O passes through tile registers once a tile. Only a tile's last products run alone. Rows of K and V lie a page apart
-// where heads are neighbours in memory, and the dots leave no time to wait for them: the next tile's are asked for a few a group.
+// two overlap. O passes through tile registers once a tile. Only a tile's last products run alone.
 //
 // Limits: elements of v times p reach infinity a factor 2^kSlack earlier; with two or three parts an infinity in q, k or v becomes a
 // NaN in the rows that see it, for another operand's lower part may be zero or negative; parts below 2^-126 are lost.
@@ -54,6 +53,10 @@ class TileAttention {
   void begin() const {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const QueryRow* from = rows(panel);
+      if (panel + 1 < panels) {
+        const QueryRow* next = rows(panel + 1);
+        prefetch_rows([next](int64_t l) { return next[l].q; }, 0, kTileLanes, u.head_dim * kElementBytes<kParts>);
+      }
       pack_query_tiles<kParts>([from](int64_t l) { return from[l].q; }, u.head_dim, queries(panel));
       float* o = out(panel);
       for (int64_t i = 0; i < columns * kTileLanes; i += kLanes<float>) store(o + i, Vec<float>{});
@@ -66,16 +69,11 @@ class TileAttention {
     }
   }
 
-  // Meanwhile asks for the rows of keys [next_begin, next_end).
   template <int kDegree>
-  void attend(int64_t tile_begin, int64_t tile_end, int64_t next_begin, int64_t next_end) {
+  void attend(int64_t tile_begin, int64_t tile_end) {
     pack(tile_begin, tile_end);
     const int64_t visit_count = find_visits(tile_begin, tile_end);
     if (visit_count == 0) return;
-    int64_t all_groups = 0;
-    for (int64_t i = 0; i < visit_count; ++i) all_groups += visits[i].groups;
-    const int64_t share = (next_end - next_begin + all_groups - 1) / all_groups;
-
     int turn = 0, side = 0;  // of the two buffers of S and of P
     GroupSoftmax<kParts, kDegree> softmax;
     const auto nothing = [] {};
@@ -89,11 +87,11 @@ class TileAttention {
         char* p = probabilities(side) + (group.first - now.first) / kTileStep * kParts * kStepBytes;
         adjust(now, group, tile_begin, s);
         const bool beside = begin_group(now.panel, group, s, p, softmax);
-        next_begin = prefetch(next_begin, next_begin + share < next_end ? next_begin + share : next_end);
 
         const bool last = g + 1 == now.groups;
         const Visit* ahead = !last ? &now : i + 1 < visit_count ? &visits[i + 1] : nullptr;
         const int64_t ahead_group = last ? 0 : g + 1;
+        prepare_stores(last ? probabilities(1 - side) : p + kGroupStoreBytes);
         const int64_t first_block = before ? g * blocks / now.groups : 0, end_block = before ? (g + 1) * blocks / now.groups : 0;
         int64_t steps = ahead ? group_of(*ahead, ahead_group).steps * chunks : 0;
         if (before) steps += (end_block - first_block) * before->steps;
@@ -165,8 +163,9 @@ class TileAttention {
     const int64_t keys = tile_end - tile_begin;
     tile_steps = (keys + kTileStep - 1) / kTileStep;
     with_rows(u, tile_begin, [&](auto k_row, auto v_row) {
-      pack_key_tiles<kParts>(k_row, keys, u.head_dim, static_cast<char*>(u.scratch.k));
-      pack_value_tiles<kParts>(v_row, keys, u.head_dim_v, static_cast<char*>(u.scratch.v));
+      const int64_t all = (u.maker.make ? tile_end : u.key_end) - tile_begin;  // rows that exist
+      pack_key_tiles<kParts>(k_row, keys, u.head_dim, static_cast<char*>(u.scratch.k), all);
+      pack_value_tiles<kParts>(v_row, keys, u.head_dim_v, static_cast<char*>(u.scratch.v), all);
     });
     read_key_ids(u, tile_begin, keys);
   }
@@ -196,17 +195,10 @@ class TileAttention {
     return {visit.first + g * kGroup, keys, (keys + kTileStep - 1) / kTileStep};
   }
 
-  // Rows of keys [begin, end) into L2. Returns end.
-  int64_t prefetch(int64_t begin, int64_t end) const {
-    if (begin >= end) return end;
-    constexpr int64_t element = sizeof(typename PartFormat<kParts>::type::Storage);
-    with_rows(u, begin, [&](auto k_row, auto v_row) {
-      for (int64_t j = 0; j < end - begin; ++j) {
-        for (int64_t i = 0; i < u.head_dim * element; i += 64) __builtin_prefetch(k_row(j) + i, 0, 2);
-        for (int64_t i = 0; i < u.head_dim_v * element; i += 64) __builtin_prefetch(v_row(j) + i, 0, 2);
-      }
-    });
-    return end;
+  // The store queue is in order: a line of P that has left L1 holds up all behind it.
+  static constexpr int64_t kGroupStoreBytes = kGroup / kTileStep * kParts * kStepBytes;
+  static void prepare_stores(char* p) {
+    for (int64_t i = 0; i < kGroupStoreBytes; i += 64) __builtin_prefetch(p + i, 1, 3);
   }
 
   // Scores behind an lse are as accurate as float32.
@@ -318,11 +310,7 @@ class TileAttention {
   template <int kDegree>
   inline __attribute__((always_inline)) void end_group(const Visit& visit, const Group& group, int64_t tile_begin, float* s, char* p,
                                                        GroupSoftmax<kParts, kDegree>& softmax) const {
-    uint32_t outgrew = 0;
-#pragma GCC unroll 2
-    for (int n = 0; n < 2; ++n)
-      outgrew |= lanes_of(softmax.top[n] * factor > load<Vec<float>>(max_of(visit.panel) + n * 16) + kSlack);
-    if (__builtin_expect(outgrew != 0, 0)) {
+    if (__builtin_expect(softmax.outgrown(), 0)) {
       careful_group(visit, group, tile_begin, s, p, softmax);
     } else {
       add(visit.panel, softmax.sum, softmax.top);
@@ -370,15 +358,14 @@ void attend_tiles(const Unit& u, bool finish) {
     const TileScope tiles;
     TileAttention<kParts> attention(u);
     attention.begin();
-    const bool quick = u.rows[0].lse == nullptr;
+    const bool quick = u.rows[0].lse == nullptr && u.normalize;
     for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
       const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
-      const int64_t ahead = u.maker.make ? end : end + u.block_k < u.key_end ? end + u.block_k : u.key_end;
       if (u.maker.make) u.maker.make(u, begin, end);
       if (quick) {
-        attention.template attend<kQuick>(begin, end, end, ahead);
+        attention.template attend<kQuick>(begin, end);
       } else {
-        attention.template attend<kAccurate>(begin, end, end, ahead);
+        attention.template attend<kAccurate>(begin, end);
       }
     }
     if (!u.normalize) attention.settle();

@@ -87,6 +87,18 @@ inline Chunk<kParts> load_chunk(const char* row, int64_t first, int64_t count) {
 
 inline constexpr int kWords = 16;  // pairs of a chunk
 
+template <int kParts>
+inline constexpr int64_t kElementBytes = sizeof(typename PartFormat<kParts>::type::Storage);
+
+// Rows of one head lie a page or more apart where heads are neighbours in memory: no prefetcher of the CPU follows them.
+template <class RowAt>
+inline void prefetch_rows(RowAt row_at, int64_t begin, int64_t end, int64_t bytes) {
+  for (int64_t j = begin; j < end; ++j) {
+    const char* row = row_at(j);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
+  }
+}
+
 // Rows row_at(0) to row_at(31): a panel.
 template <int kParts, class RowAt>
 inline void pack_query_tiles(RowAt row_at, int64_t head_dim, char* to) {
@@ -109,12 +121,15 @@ inline void pack_query_tiles(RowAt row_at, int64_t head_dim, char* to) {
   }
 }
 
-// `keys` rows and zeros up to a whole group.
+inline constexpr int64_t kRowsAhead = 24;
+
+// `keys` rows and zeros up to a whole group. Rows to come, of `all` that exist, are asked for.
 template <int kParts, class RowAt>
-inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* to) {
+inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* to, int64_t all = 0) {
   const int64_t chunks = (head_dim + kTileStep - 1) / kTileStep, padded = (keys + kTileStep - 1) / kTileStep * kTileStep;
   for (int64_t j = 0; j < padded; ++j) {
     const char* row = j < keys ? row_at(j) : nullptr;
+    if (j + kRowsAhead < all) prefetch_rows(row_at, j + kRowsAhead, j + kRowsAhead + 1, head_dim * kElementBytes<kParts>);
     char* at = to + j / kTileStep * chunks * kParts * kStepBytes + j % kTileStep * kTileRowBytes;
     for (int64_t c = 0; c < chunks; ++c) {
       const Chunk<kParts> chunk = load_chunk<kParts>(row, c * kTileStep, head_dim);
@@ -128,9 +143,11 @@ inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* t
 inline int64_t column_of(int half, int word) { return 4 * half + 8 * (word / 4) + word % 4; }
 
 template <int kParts, class RowAt>
-inline void pack_value_tiles(RowAt row_at, int64_t keys, int64_t head_dim_v, char* to) {
+inline void pack_value_tiles(RowAt row_at, int64_t keys, int64_t head_dim_v, char* to, int64_t all) {
   const int64_t groups = (keys + kTileStep - 1) / kTileStep;
   for (int64_t g = 0; g < groups; ++g) {
+    const int64_t ahead = (g + 1) * kTileStep, end = ahead + kTileStep < all ? ahead + kTileStep : all;
+    prefetch_rows(row_at, ahead, end, head_dim_v * kElementBytes<kParts>);
     for (int64_t d = 0; d < head_dim_v; d += kTileStep) {
       Vec<float> x[kParts][2][kWords];
       for (int w = 0; w < kWords; ++w) {

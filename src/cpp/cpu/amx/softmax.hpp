@@ -3,13 +3,15 @@
 //
 //   p_j = 2^(c s_j - base),   base an integer, at least the row's maximum so far less kSlack
 //
-// A power of two as base keeps every rescaling exact, and c s - base = n + r takes one rounding: n by adding to 1.5 * 2^23, r by a
-// second fma. base follows the maximum only when that has grown by more than 2^kSlack: p is at most 2^kSlack then, as precise as
-// ever, and O is nearly never rescaled. A group is done with the base at hand; when its maximum turns out too large, base is
-// raised and the group done again.
+// A power of two as base keeps every rescaling exact. base follows the maximum only when that has grown by more than 2^kSlack: p is
+// at most 2^kSlack then, as precise as ever, and O is nearly never rescaled. A group is done with the base at hand; when p turns out
+// too large, base is raised and the group done again.
 //
-// The polynomial of 2^r has the degree that out wants: 3 (relative error 7.5e-5) where p is rounded to bfloat16, 4 (2.6e-6) for
-// float16, 6 terms as elsewhere for float32 and wherever lse is asked for, which sums unrounded p.
+// x = c s - base is one fma; vreduce takes x - floor(x), vscalef multiplies by 2^floor(x), and does at once what else would be a
+// clamp, a shift and a multiplication: -inf gives 0, and so does what lies below 2^-126 where subnormals are flushed. The polynomial
+// of 2^r, 0 <= r < 1, has the degree that out wants: 3 (relative error 7.5e-5) where p is rounded to bfloat16, 4 (2.7e-6) for
+// float16. The accurate form, 6 terms as elsewhere on |r| <= 1/2, is float32's and everybody's where lse is asked for, which sums
+// unrounded p. Quick: 9.5 instructions of the vector units for 16 scores, two of them a cycle.
 #pragma once
 
 #include "cpu/amx/pack.hpp"
@@ -20,73 +22,82 @@ namespace attile::ATTILE_ISA {
 inline constexpr int kGroup = kTileGroup, kStepPairs = kTileStep / 2;
 inline constexpr int kAccurate = 6;  // degree
 inline constexpr float kSlack = 8;
-// Beyond this in base 2 the pieces of the exponent lose digits, and cpu/forward/softmax.hpp takes over.
+// Beyond this in base 2 the exponent loses digits, and cpu/forward/softmax.hpp takes over.
 inline constexpr float kLargestBase = 0x1p20f;
 
-// 2^r, |r| <= 1/2.
+inline Vec<float> fraction_of(Vec<float> x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+inline Vec<float> nearest_fraction_of(Vec<float> x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// x 2^floor(exponent)
+inline Vec<float> scale_by_power(Vec<float> x, Vec<float> exponent) { return _mm512_scalef_ps(x, exponent); }
+
+// 2^x
 template <int kDegree>
-inline __attribute__((always_inline)) Vec<float> power_of_fraction(Vec<float> r) {
-  const auto of = [](float x) { return broadcast<float>(x); };
-  if constexpr (kDegree == 3) {
-    const Vec<float> high = fma(of(0.05517141776f), r, of(0.2426111704f));
-    return fma(fma(high, r, of(0.6932610559f)), r, of(0.9999280729f));
-  } else if constexpr (kDegree == 4) {
-    const Vec<float> high = fma(fma(of(0.00956773844f), r, of(0.05591749824f)), r, of(0.2402481071f));
-    return fma(fma(high, r, of(0.6931219384f)), r, of(0.9999992500f));
-  } else {
+inline __attribute__((always_inline)) Vec<float> power_of_two(Vec<float> x) {
+  const auto of = [](float c) { return broadcast<float>(c); };
+  if constexpr (kDegree == kAccurate) {
     constexpr int kTerms = Exp2<float>::kTerms;
+    const Vec<float> r = nearest_fraction_of(x);
     Vec<float> q = of(Exp2<float>::kQ[kTerms - 1]);
 #pragma GCC unroll 8
     for (int i = kTerms - 2; i >= 0; --i) q = fma(q, r, of(Exp2<float>::kQ[i]));
-    return fma(q, r, of(1));
+    return scale_by_power(fma(q, r, of(1)), x - r);
+  } else {
+    static constexpr float kCubic[] = {0.9999252186f, 0.6958335405f, 0.2260671554f, 0.07802452266f};
+    static constexpr float kQuartic[] = {1.000002593f, 0.6930038345f, 0.2414427569f, 0.05201146062f, 0.01353416791f};
+    constexpr const float* c = kDegree == 3 ? kCubic : kQuartic;
+    const Vec<float> r = fraction_of(x);
+    Vec<float> q = of(c[kDegree]);
+#pragma GCC unroll 4
+    for (int i = kDegree - 1; i >= 0; --i) q = fma(q, r, of(c[i]));
+    return scale_by_power(q, x);
   }
 }
 
 // Two keys' p as bfloat16, the nearer, of two equally near the larger: four instructions, a conversion and a permutation take a cycle
 // more. A NaN may come out as anything; it is in the sum.
+using Words = VecN<uint32_t, 16>;
 inline __attribute__((always_inline)) Vec<float> round_pair(Vec<float> even, Vec<float> odd) {
-  using Words = VecN<uint32_t, 16>;
   constexpr uint32_t kHalf = 0x8000, kOddHalves = 0xAAAAAAAA;
   const Words low = (bit_cast<Words>(even) + kHalf) >> 16, high = bit_cast<Words>(odd) + kHalf;
   return (Vec<float>)_mm512_mask_blend_epi16(kOddHalves, (__m512i)low, (__m512i)high);
 }
 
-// Two keys' p, rounded to parts in turn.
+// Two keys' p, rounded to parts in turn. Returns the first.
 template <int kParts>
-inline __attribute__((always_inline)) void store_pair(Vec<float> even, Vec<float> odd, char* to) {
+inline __attribute__((always_inline)) Words store_pair(Vec<float> even, Vec<float> odd, char* to) {
+  Words first;
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
     const Vec<float> pair = round_pair(even, odd);
+    const Words bits = bit_cast<Words>(pair);
     store(to + i * kStepBytes, pair);
+    if (i == 0) first = bits;
     if (i + 1 < kParts) {
-      const VecN<uint32_t, 16> bits = bit_cast<VecN<uint32_t, 16>>(pair);
       even -= bit_cast<Vec<float>>(bits << 16);
       odd -= bit_cast<Vec<float>>(bits & 0xFFFF0000u);
     }
   }
+  return first;
 }
 
 // s: [keys][32 rows] float32 -> p: [step][part][16][32 rows][2], keys a multiple of 32
 template <int kParts, int kDegree>
 class GroupSoftmax {
  public:
-  Vec<float> sum[2], top[2];  // of the keys done
+  static constexpr bool kQuick = kDegree != kAccurate;
+  Vec<float> sum[2], top[2];  // of the keys done; top, the largest scores, in the accurate form alone
 
-  inline __attribute__((always_inline)) GroupSoftmax()
-      : sum{}, top{}, shift_{}, lowest_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
+  inline __attribute__((always_inline)) GroupSoftmax() : sum{}, top{}, largest_{}, shift_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
 
   inline __attribute__((always_inline)) void begin(const float* s, char* p, int64_t keys, const Vec<float> (&base)[2], float c) {
-    constexpr float kExponent = 0x1.8p23f + 127;
     s_ = s;
     p_ = p;
     pairs_ = keys / 2;
     factor_ = broadcast<float>(c);
-    const Vec<float> inverse = broadcast<float>(1 / c);
+    largest_ = Words{};
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
-      const Vec<float> b = base[n] == -kInfinity<float> ? Vec<float>{} : base[n];
-      shift_[n] = kExponent - b;
-      lowest_[n] = (b - 127.f) * inverse;  // 2^-127 is an exact zero
+      shift_[n] = base[n] == -kInfinity<float> ? Vec<float>{} : Vec<float>{} - base[n];
       sum[n] = Vec<float>{};
       top[n] = broadcast<float>(-kInfinity<float>);
     }
@@ -98,12 +109,12 @@ class GroupSoftmax {
 #pragma GCC unroll 2
       for (int n = 0; n < 2; ++n) {
         const Vec<float> even = load<Vec<float>>(s_ + n * 16), odd = load<Vec<float>>(s_ + kTileLanes + n * 16);
-        top[n] = max(even, top[n]);
-        top[n] = max(odd, top[n]);
+        if constexpr (!kQuick) top[n] = max(odd, max(even, top[n]));
         const Vec<float> p_even = power(even, n), p_odd = power(odd, n);
         sum[n] += p_even;
         sum[n] += p_odd;
-        store_pair<kParts>(p_even, p_odd, p_ + n * kTileRowBytes);
+        const Words pair = store_pair<kParts>(p_even, p_odd, p_ + n * kTileRowBytes);
+        if constexpr (kQuick) largest_ = (Words)_mm512_max_epu16((__m512i)largest_, (__m512i)pair);
       }
       s_ += 2 * kTileLanes;
       p_ += kLaneRowBytes;
@@ -111,6 +122,17 @@ class GroupSoftmax {
     }
   }
   inline __attribute__((always_inline)) void finish() { advance(pairs_); }
+
+  // Whether some p is above 2^kSlack, or no number; +inf is.
+  inline __attribute__((always_inline)) bool outgrown() const {
+    if constexpr (kQuick) {
+      constexpr short kLimit = 0x4380;  // 2^8 as bfloat16
+      static_assert(kSlack == 8);
+      return _mm512_cmpgt_epu16_mask((__m512i)largest_, _mm512_set1_epi16(kLimit)) != 0;
+    } else {
+      return lanes_of((fma(top[0], factor_, shift_[0]) > kSlack) | (fma(top[1], factor_, shift_[1]) > kSlack)) != 0;
+    }
+  }
 
   // In place, and nothing but p and sum.
   inline __attribute__((always_inline)) void in_place(float* s, int64_t keys) {
@@ -126,16 +148,14 @@ class GroupSoftmax {
   }
 
  private:
-  Vec<float> shift_[2], lowest_[2], factor_;
+  Words largest_;  // of the first parts of p
+  Vec<float> shift_[2], factor_;
   const float* s_;
   char* p_;
   int64_t pairs_;
 
   inline __attribute__((always_inline)) Vec<float> power(Vec<float> s, int n) const {
-    s = max(lowest_[n], s);
-    const Vec<float> shifted = fma(s, factor_, shift_[n]);
-    const Vec<float> r = fma(s, factor_, shift_[n] - shifted);
-    return bit_cast<Vec<float>>(bit_cast<Vec<int32_t>>(shifted) << 23) * power_of_fraction<kDegree>(r);
+    return power_of_two<kDegree>(fma(s, factor_, shift_[n]));
   }
 };
 

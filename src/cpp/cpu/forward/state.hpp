@@ -19,6 +19,12 @@ inline void begin_state(const Unit& u, int64_t padded_rows) {
   }
 }
 
+// Rows of one head lie far apart, and a store to a line that is elsewhere holds up those behind it.
+inline void prefetch_row(const Unit& u, char* row) {
+  const int64_t bytes = u.head_dim_v * static_cast<int64_t>(size_of(u.dtype));
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1, 3);
+}
+
 // out = O / sum (0 where nothing was seen), lse = ln(2) max + ln(sum).
 template <class T>
 inline void write_rows(const Unit& u, const BlockState& state) {
@@ -28,7 +34,8 @@ inline void write_rows(const Unit& u, const BlockState& state) {
     const int64_t lane = first % kPanel<T>, here = u.count - first < W ? u.count - first : W;
     const QueryRow* rows = u.rows + first;
     const Vec<T> sum = load<Vec<T>>(from.sum + lane), one = broadcast<T>(1);
-    const Vec<T> divisor = u.normalize ? (sum == Vec<T>{} ? one : sum) : one;
+    const Vec<T> factor = u.normalize ? one / (sum == Vec<T>{} ? one : sum) : one;
+    for (int64_t r = first + W; r < first + 2 * W && r < u.count; ++r) prefetch_row(u, u.rows[r].out);
     with_input_format<T>(u.dtype, [&](auto format) {
       using Format = decltype(format);
       constexpr int64_t kSize = sizeof(typename Format::Storage);
@@ -37,7 +44,7 @@ inline void write_rows(const Unit& u, const BlockState& state) {
         Vec<T> x[W];
 #pragma GCC unroll 16
         for (int e = 0; e < W; ++e) {
-          x[e] = e < columns ? load<Vec<T>>(from.out + (d + e) * kPanel<T> + lane) / divisor : Vec<T>{};
+          x[e] = e < columns ? load<Vec<T>>(from.out + (d + e) * kPanel<T> + lane) * factor : Vec<T>{};
         }
         transpose<T>(x);
         alignas(64) typename Format::Storage staged[W];
