@@ -17,7 +17,7 @@ LAUNCH = re.compile(r"(\w+(?:<[^;<>]*>)?)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 def build(library, folder, changes=None):
     """Write `library`; `folder` is for what is between. changes: {file below src/cuda: (text, what is there instead)}."""
     changes = dict(changes or {})
-    sources = [path for path in (ROOT / "src/cuda").rglob("*.*") if "sm90" not in path.parts]
+    sources = [path for path in (ROOT / "src/cuda").rglob("*.*") if "sm90" not in path.parts or "forward" in path.parts]
     units = [EMULATION / "emulation.cpp", EMULATION / "kernels.cpp"]
     for path in sources:
         name = path.relative_to(ROOT / "src/cuda")
@@ -37,7 +37,7 @@ def build(library, folder, changes=None):
     flags += [f"-I{path}" for path in (EMULATION, folder / "src", ROOT / "src", ROOT / "src/cpp", ROOT / "src/cpp/include")]
 
     def compile_unit(path):
-        done = folder / f"{path.stem}.o"
+        done = folder / f"{units.index(path)}_{path.stem}.o"
         subprocess.run([COMPILER, *flags, "-x", "c++", "-c", str(path), "-o", str(done)], check=True)
         return str(done)
 

@@ -5,6 +5,7 @@
 // arrive no earlier than their thread waits for them. When nobody can go on, the launch has hung: an error.
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -20,10 +21,18 @@ Index3 threadIdx, blockIdx, gridDim;
 // The kernels' `extern __shared__` array.
 namespace attile::cuda::generic {
 extern char shared[];
-alignas(128) char shared[emulation::kSharedBytes];
+alignas(1024) char shared[emulation::kSharedBytes];
 }  // namespace attile::cuda::generic
+namespace attile::cuda::sm90 {
+extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));
+}
+namespace attile::cuda::latent {
+extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));  // the same
+}
 
 namespace emulation {
+
+unsigned shared_limit = kSharedBytes;
 
 void fail(const char* what) {
   std::fprintf(stderr, "emulated CUDA: %s (block %u, thread %u)\n", what, blockIdx.x, threadIdx.x);
@@ -77,7 +86,7 @@ void prepare(Context& context, char* stack, size_t bytes, void (*entry)()) {
 #endif
 
 constexpr size_t kStackBytes = 256 << 10;
-constexpr int kMostThreads = 256;
+constexpr int kMostThreads = 512;
 
 struct Copy {
   uint32_t to;
@@ -85,11 +94,37 @@ struct Copy {
   int size, bytes;
 };
 
+// A box of a tensor on its way to or from shared memory.
+struct Box {
+  CUtensorMap map;
+  uint32_t shared;
+  std::array<int, 4> at;
+};
+
+struct Barrier {
+  int count, pending, bytes;
+  uint32_t phase;
+  std::vector<Box> loads;
+};
+
+struct NamedBarrier {
+  int arrived;
+  unsigned generation;
+};
+
+struct Queued {
+  Product product;
+  float* d[kWarp];
+  float a[16][32];
+  int batch;
+};
+
 struct Fiber {
   Context context;
   std::unique_ptr<char[]> stack;
   std::vector<Copy> copies;
   std::vector<size_t> groups;  // copies of each group that has not arrived
+  std::vector<Box> stores;
   bool done;
 };
 
@@ -99,6 +134,14 @@ struct Warp {
   unsigned generation;
   Lanes lanes[2];  // of this generation, and of the last, which some may have yet to read
 };
+
+std::map<uint32_t, Barrier> barriers;
+NamedBarrier named[16];
+struct Products {
+  std::vector<Queued> queue;
+  int batch = 0;  // of the next product
+};
+Products products[kMostThreads / kWarp];
 
 Fiber fibers[kMostThreads];
 Warp warps[kMostThreads / kWarp];
@@ -138,12 +181,16 @@ int run_warp(int warp) {
 void run_block() {
   memset(attile::cuda::generic::shared, 0xff, kSharedBytes);
   memset(static_cast<void*>(warps), 0, sizeof warps);
+  memset(static_cast<void*>(named), 0, sizeof named);
+  barriers.clear();
+  for (Products& p : products) p = {};
   arrived = 0;
   for (int t = 0; t < threads; ++t) {
     Fiber& fiber = fibers[t];
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
     fiber.done = false;
     fiber.copies.clear();
+    fiber.stores.clear();
     fiber.groups.clear();
     prepare(fiber.context, reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(fiber.stack.get() + 63) & ~uintptr_t{63}), kStackBytes - 64,
             enter);
@@ -156,15 +203,21 @@ void run_block() {
     for (int w = 0; w < count; ++w) left += run_warp(blockIdx.x % 2 ? count - 1 - w : w);
     if (left && progress == before) fail("the threads wait for each other in different places");
   } while (left);
-  for (int t = 0; t < threads; ++t)
+  for (int t = 0; t < threads; ++t) {
     for (const Copy& copy : fibers[t].copies)
       if (copy.bytes > 0) fail("a copy to shared memory that nobody waited for");
+    if (!fibers[t].stores.empty()) fail("a store out of shared memory that nobody waited for");
+  }
+  for (const auto& [address, barrier] : barriers)
+    if (!barrier.loads.empty()) fail("a load that nobody waited for");
+  for (const Products& p : products)
+    if (!p.queue.empty()) fail("a product that nobody waited for");
 }
 
 }  // namespace
 
 void launch(int64_t blocks, int block_threads, int64_t dynamic_bytes, void*, const std::function<void()>& thread) {
-  if (blocks <= 0 || blocks >= int64_t{1} << 31 || block_threads % kWarp || block_threads > kMostThreads || dynamic_bytes > kSharedBytes)
+  if (blocks <= 0 || blocks >= int64_t{1} << 31 || block_threads % kWarp || block_threads > kMostThreads || dynamic_bytes > shared_limit)
     fail("a launch that does not fit");
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
@@ -243,6 +296,201 @@ void wait_for_groups(int newest) {
   }
 }
 
+// ---- mbarriers, named barriers ----
+
+namespace {
+
+Barrier& barrier_at(uint32_t address) {
+  const auto found = barriers.find(address);
+  if (found == barriers.end()) fail("a barrier that was not initialised");
+  return found->second;
+}
+
+void complete(Barrier& b) {
+  if (b.pending < 0) fail("more arrivals than the barrier expects");
+  if (b.pending || b.bytes) return;
+  ++b.phase;
+  b.pending = b.count;
+  ++progress;
+}
+
+// The row and column of a box's elements, their place in shared memory, and in the tensor (null: outside).
+template <class Function>
+void for_box(const Box& box, Function function) {
+  const CUtensorMap& m = box.map;
+  const uint32_t line = m.box[0] * m.size, mask = m.swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 7 : 3;
+  if (box.shared % 1024) fail("a box of shared memory that does not begin on 1024 bytes");
+  for (uint32_t i = 0; i < m.box[1]; ++i)
+    for (uint32_t column = 0; column < m.box[0]; ++column) {
+      const int64_t at[4] = {box.at[0] + int64_t{column}, box.at[1] + int64_t{i}, box.at[2], box.at[3]};
+      bool inside = true;
+      uint64_t address = reinterpret_cast<uint64_t>(m.base);
+      for (int d = 0; d < 4; ++d) {
+        inside &= at[d] >= 0 && static_cast<uint64_t>(at[d]) < m.dims[d];
+        address += static_cast<uint64_t>(at[d]) * m.steps[d];
+      }
+      const uint32_t place = box.shared + i * line + column * m.size;
+      function(shared_at(place ^ (place >> 7 & mask) << 4, m.size), inside ? reinterpret_cast<char*>(address) : nullptr, m.size);
+    }
+}
+
+}  // namespace
+
+void barrier_init(uint32_t bar, int arrivals) {
+  (void)shared_at(bar, 8);
+  barriers[bar] = {arrivals, arrivals, 0, 0, {}};
+}
+
+void barrier_arrive(uint32_t bar, int bytes) {
+  Barrier& b = barrier_at(bar);
+  b.bytes += bytes;
+  --b.pending;
+  complete(b);
+}
+
+void barrier_wait(uint32_t bar, uint32_t parity) {
+  Barrier& b = barrier_at(bar);
+  while ((b.phase & 1) == parity) {
+    for (const Box& box : std::exchange(b.loads, {})) {
+      for_box(box, [](char* to, const char* from, uint32_t size) { from ? memcpy(to, from, size) : memset(to, 0, size); });
+      b.bytes -= static_cast<int>(box.map.box[0] * box.map.box[1] * box.map.size);
+      complete(b);
+    }
+    if ((b.phase & 1) == parity) wait();
+  }
+}
+
+void named_barrier(int id, int count, bool waits) {
+  if (id < 1 || id > 15) fail("a named barrier that does not exist");
+  NamedBarrier& b = named[id];
+  const unsigned own = b.generation;
+  if (++b.arrived == count) {
+    b.arrived = 0;
+    ++b.generation;
+    ++progress;
+  }
+  while (waits && b.generation == own) wait();
+}
+
+// ---- TMA ----
+
+void tensor_load(uint32_t to, const CUtensorMap& map, uint32_t bar, std::array<int, 4> at) { barrier_at(bar).loads.push_back({map, to, at}); }
+void tensor_store(uint32_t from, const CUtensorMap& map, std::array<int, 4> at) { own_fiber().stores.push_back({map, from, at}); }
+void wait_for_stores() {
+  for (const Box& box : own_fiber().stores)
+    for_box(box, [](const char* from, char* to, uint32_t size) {
+      if (to) memcpy(to, from, size);
+    });
+  own_fiber().stores.clear();
+}
+
+// ---- products of a warpgroup ----
+
+float from_e4m3(uint8_t x) {
+  const int exponent = x >> 3 & 15, fraction = x & 7;
+  const float size = exponent == 15 && fraction == 7 ? NAN : exponent ? ldexpf(1 + fraction / 8.f, exponent - 7) : ldexpf(fraction / 8.f, -6);
+  return x & 0x80 ? -size : size;
+}
+
+uint8_t to_e4m3(float x) {
+  const uint8_t sign = signbit(x) ? 0x80 : 0;
+  if (isnan(x)) return sign | 0x7f;
+  const float size = min(fabsf(x), 448.f);
+  int exponent;
+  (void)frexpf(size, &exponent);  // size < 2^exponent
+  exponent = max(exponent - 1, -6);
+  const int steps = static_cast<int>(nearbyintf(ldexpf(size, 3 - exponent)));  // of 2^(exponent - 3); may be 16
+  return static_cast<uint8_t>(sign | (steps < 8 ? steps : ((exponent + 7) << 3) + steps - 8));
+}
+
+namespace {
+
+float element(Type type, const char* at) {
+  if (type == Type::e4m3) return from_e4m3(static_cast<uint8_t>(*at));
+  uint16_t x;
+  memcpy(&x, at, 2);
+  return type == Type::bf16 ? __uint_as_float(static_cast<uint32_t>(x) << 16) : static_cast<float>(bits<_Float16>(x));
+}
+
+int depth_of(Type type) { return type == Type::e4m3 ? 32 : 16; }
+uint32_t size_of(Type type) { return type == Type::e4m3 ? 1 : 2; }
+
+// Element (row, k) of an operand that a descriptor tells of.
+float operand(Type type, uint64_t descriptor, bool k_major, int row, int k) {
+  const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
+  const uint32_t size = size_of(type), r = static_cast<uint32_t>(row), c = static_cast<uint32_t>(k);
+  const uint32_t at = k_major ? field(0) + r / 8 * field(32) + r % 8 * 128 + c * size
+                              : field(0) + r / 64 * field(16) + c / 8 * field(32) + c % 8 * 128 + r % 64 * size;
+  return element(type, shared_at(at ^ (at >> 7 & 7) << 4, size));
+}
+
+const Product* coming;
+
+void enqueue(Lanes& lanes) {
+  Products& all = products[threadIdx.x / kWarp];
+  Queued& q = all.queue.emplace_back();
+  q.product = *coming;
+  q.batch = all.batch;
+  for (int l = 0; l < kWarp; ++l) {
+    const uint64_t d = lanes[l].x[4] | static_cast<uint64_t>(lanes[l].x[5]) << 32;
+    q.d[l] = reinterpret_cast<float*>(d);
+    if (q.product.a_in_shared) continue;
+    const int each = 4 / static_cast<int>(size_of(q.product.type));
+    for (int j = 0; j < 4; ++j)
+      for (int e = 0; e < each; ++e) {
+        char word[4];
+        memcpy(word, &lanes[l].x[j], 4);
+        q.a[j % 2 * 8 + l / 4][j / 2 * 4 * each + l % 4 * each + e] = element(q.product.type, word + e * static_cast<int>(size_of(q.product.type)));
+      }
+  }
+}
+
+void work_out(Queued& q) {
+  const Product& p = q.product;
+  const int depth = depth_of(p.type), first = static_cast<int>(threadIdx.x / kWarp % 4) * 16;
+  if (p.a_in_shared)
+    for (int row = 0; row < 16; ++row)
+      for (int k = 0; k < depth; ++k) q.a[row][k] = operand(p.type, p.a, true, first + row, k);
+  static float b[32][256];
+  for (int n = 0; n < p.columns; ++n)
+    for (int k = 0; k < depth; ++k) b[k][n] = operand(p.type, p.b, !p.transpose_b, n, k);
+  for (int row = 0; row < 16; ++row) {
+    float sum[256] = {};
+    for (int k = 0; k < depth; ++k)
+      for (int n = 0; n < p.columns; ++n) sum[n] += q.a[row][k] * b[k][n];
+    for (int n = 0; n < p.columns; ++n) {
+      float& d = q.d[row % 8 * 4 + n % 8 / 2][n / 8 * 4 + row / 8 * 2 + n % 2];
+      d = (p.accumulate ? d : 0) + sum[n];
+    }
+  }
+}
+
+}  // namespace
+
+void product(const Product& p, float* d, const uint32_t* a) {
+  Lane lane{};
+  if (a) memcpy(lane.x, a, 16);
+  const uint64_t address = reinterpret_cast<uint64_t>(d);
+  lane.x[4] = static_cast<uint32_t>(address), lane.x[5] = static_cast<uint32_t>(address >> 32);
+  coming = &p;
+  (void)together(lane, enqueue);
+}
+
+void products_commit() {
+  (void)together({}, [](Lanes&) { ++products[threadIdx.x / kWarp].batch; });
+}
+
+void products_wait(int pending) {
+  Lane lane{};
+  lane.x[0] = static_cast<uint32_t>(pending);
+  (void)together(lane, [](Lanes& lanes) {
+    Products& all = products[threadIdx.x / kWarp];
+    size_t done = 0;
+    while (done < all.queue.size() && all.queue[done].batch < all.batch - static_cast<int>(lanes[0].x[0])) work_out(all.queue[done++]);
+    all.queue.erase(all.queue.begin(), all.queue.begin() + static_cast<std::ptrdiff_t>(done));
+  });
+}
+
 }  // namespace emulation
 
 void __syncthreads() {
@@ -294,8 +542,28 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  constexpr int kMajor = 8, kMinor = 0, kMultiprocessors = 108, kL2Bytes = 40 << 20;
+  constexpr int kMajor = 9, kMinor = 0, kMultiprocessors = 3, kL2Bytes = 50 << 20;  // few: persistent blocks have several tiles
   constexpr int kValues[] = {kMajor, kMinor, kMultiprocessors, emulation::kSharedBytes, kL2Bytes};
   *value = kValues[which];
   return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** found, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* result) {
+  *result = cudaDriverEntryPointSuccess;
+  *found = strcmp(symbol, "cuTensorMapEncodeTiled") == 0 ? reinterpret_cast<void*>(cuTensorMapEncodeTiled) : nullptr;
+  return cudaSuccess;
+}
+
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* dims, const cuuint64_t* steps,
+                                const cuuint32_t* box, const cuuint32_t* element_steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  const uint32_t size = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
+  bool good = rank == 4 && reinterpret_cast<uintptr_t>(base) % 16 == 0 && box[2] == 1 && box[3] == 1;
+  good &= box[0] * size == (swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 128u : 64u) && box[1] <= 256;
+  *map = {static_cast<char*>(base), {}, {size, steps[0], steps[1], steps[2]}, {box[0], box[1]}, size, swizzle};
+  for (int d = 0; d < 4; ++d) {
+    good &= dims[d] >= 1 && dims[d] <= uint64_t{1} << 32 && element_steps[d] == 1 && (d == 0 || (map->steps[d] % 16 == 0 && map->steps[d] < uint64_t{1} << 40));
+    map->dims[d] = dims[d];
+  }
+  return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

@@ -8,9 +8,13 @@
 #include <math.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
+
+#include "cuda.h"
 
 #define __device__
 #define __host__
@@ -35,14 +39,22 @@ struct float2 {
 struct float4 {
   float x, y, z, w;
 };
-struct uint4 {
+struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 namespace emulation {
 
 inline constexpr int kWarp = 32;
-inline constexpr unsigned kSharedBytes = 99 << 10;  // what every GPU since sm_80 has
+inline constexpr unsigned kSharedBytes = 227 << 10;  // of sm_90
+extern unsigned shared_limit;                         // of the kernel that runs: what its own GPUs have
 
 [[noreturn]] void fail(const char* what);
 
@@ -97,6 +109,34 @@ void wait_for_copies();
 void commit_copies();
 void wait_for_groups(int newest);  // that may be on their way still
 
+// ---- mbarriers, named barriers ----
+
+void barrier_init(uint32_t bar, int arrivals);
+void barrier_arrive(uint32_t bar, int bytes);
+void barrier_wait(uint32_t bar, uint32_t parity);
+void named_barrier(int id, int count, bool wait);
+
+// ---- TMA ----
+
+void tensor_load(uint32_t to, const CUtensorMap& map, uint32_t bar, std::array<int, 4> at);
+void tensor_store(uint32_t from, const CUtensorMap& map, std::array<int, 4> at);
+void wait_for_stores();
+
+// ---- products of a warpgroup ----
+
+enum class Type { bf16, f16, e4m3 };
+struct Product {
+  Type type;
+  int columns;
+  bool transpose_b, accumulate, a_in_shared;
+  uint64_t a, b;
+};
+uint8_t to_e4m3(float x);
+float from_e4m3(uint8_t x);
+void product(const Product& p, float* d, const uint32_t* a);
+void products_commit();
+void products_wait(int pending);
+
 }  // namespace emulation
 
 // ---- what CUDA's headers declare ----
@@ -126,6 +166,34 @@ inline unsigned __ballot_sync(unsigned, bool x) {
                              })
       .x[0];
 }
+inline void __syncwarp() {
+  emulation::together({}, [](emulation::Lanes&) {});
+}
+template <class Join>
+uint32_t reduce_lanes(uint32_t x, Join) {
+  return emulation::together({{x}},
+                             [](emulation::Lanes& lanes) {
+                               uint32_t all = lanes[0].x[0];
+                               for (const emulation::Lane& lane : lanes) all = Join{}(all, lane.x[0]);
+                               for (emulation::Lane& lane : lanes) lane.x[0] = all;
+                             })
+      .x[0];
+}
+inline int __reduce_min_sync(unsigned, int x) {
+  return static_cast<int>(reduce_lanes(static_cast<uint32_t>(x), [](uint32_t a, uint32_t b) { return static_cast<uint32_t>(min(static_cast<int>(a), static_cast<int>(b))); }));
+}
+inline int __reduce_max_sync(unsigned, int x) {
+  return static_cast<int>(reduce_lanes(static_cast<uint32_t>(x), [](uint32_t a, uint32_t b) { return static_cast<uint32_t>(max(static_cast<int>(a), static_cast<int>(b))); }));
+}
+inline uint32_t __reduce_or_sync(unsigned, uint32_t x) {
+  return reduce_lanes(x, [](uint32_t a, uint32_t b) { return a | b; });
+}
+inline uint32_t __reduce_and_sync(unsigned, uint32_t x) {
+  return reduce_lanes(x, [](uint32_t a, uint32_t b) { return a & b; });
+}
+inline unsigned atomicAdd(unsigned* p, unsigned x) { return std::exchange(*p, *p + x); }
+inline int atomicMin(int* p, int x) { return std::exchange(*p, min(*p, x)); }
+inline int atomicMax(int* p, int x) { return std::exchange(*p, max(*p, x)); }
 inline bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x) != 0; }
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -137,5 +205,19 @@ inline float __double2float_rn(double x) { return static_cast<float>(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 template <class T>
 T __ldg(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(T)) emulation::fail("a load that is not aligned");
   return *p;
+}
+// A byte of all ones where the bytes differ.
+inline uint32_t __vcmpne4(uint32_t x, uint32_t y) {
+  uint32_t r = 0;
+  for (int i = 0; i < 32; i += 8) r |= (x >> i & 0xff) != (y >> i & 0xff) ? 0xffu << i : 0;
+  return r;
+}
+// Four of the eight bytes of x and y.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t which) {
+  const uint64_t both = static_cast<uint64_t>(y) << 32 | x;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) r |= static_cast<uint32_t>(both >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
+  return r;
 }

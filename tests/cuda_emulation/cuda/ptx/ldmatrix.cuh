@@ -29,6 +29,16 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t address) {
   memcpy(r, mine.x, sizeof r);
 }
 
+inline void stmatrix_x4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  emulation::together({{address, a, b, c, d}}, [](emulation::Lanes& lanes) {
+    for (int l = 0; l < 32; ++l)
+      for (int i = 0; i < 4; ++i) {
+        const emulation::Lane& from = lanes[8 * i + l / 4];
+        memcpy(emulation::shared_at(from.x[0], 16) + l % 4 * 4, &lanes[l].x[1 + i], 4);
+      }
+  });
+}
+
 inline uint32_t load_shared(uint32_t address) {
   uint32_t x;
   memcpy(&x, emulation::shared_at(address, 4), 4);

@@ -1,0 +1,63 @@
+"""Cases of flash_attention that fill the tiles of forward_sm90: several tiles of queries and keys, every bucket of head dims, every option."""
+
+import dataclasses
+
+import cases
+from cases import Case, options
+
+BASE = Case(id="hopper", batch=2, heads_q=4, heads_k=2, seqlen_q=210, seqlen_k=340, head_dim=64, head_dim_v=64, dtype="bfloat16")
+
+FEATURES = {
+    "full": {},
+    "causal": options(causal=True),
+    "bottom_right": options(causal=True, causal_alignment="bottom_right"),
+    "more_queries": {"seqlen_q": 340, "seqlen_k": 130} | options(causal=True, causal_alignment="bottom_right"),
+    "staircase": {"keys": "staircase"} | options(causal=True, causal_alignment="bottom_right"),
+    "window": options(sliding_window=(70, 13)),
+    "window_bottom_right": options(sliding_window=(100, 37), causal_alignment="bottom_right"),
+    "sinks": {"sinks": (4, 3)} | options(causal=True),
+    "one_sink": {"sinks": (4, 1), "seqlen_k": 90} | options(sliding_window=(10, 0)),
+    "padded": {"layout": "padded", "lens_q": (210, 67), "lens_k": (65, 340)},
+    "padded_keys": {"layout": "padded", "lens_k": (0, 200), "sinks": (4, 1)} | options(causal=True, causal_alignment="bottom_right"),
+    "packed": {"layout": "packed", "lens_q": (65, 0, 130, 1), "lens_k": (128, 20, 152, 30)} | options(causal=True, causal_alignment="bottom_right"),
+    "packed_window": {"layout": "packed", "lens_q": (65, 100), "lens_k": (0, 300), "sinks": (4, 1)} | options(sliding_window=(50, 40)),
+    "heads_first": {"memory": "heads_first"} | options(causal=True),
+}
+SCORES = {
+    "bias": {"bias": (2, 4, 210, 340)},
+    "bias_of_batch": {"bias": (1, 4, 210, 344), "seqlen_k": 344} | options(causal=True, causal_alignment="bottom_right"),
+    "bias_aligned": {"bias": (1, 4, 210, 344), "seqlen_k": 344} | options(causal=True),
+    "bias_of_keys": {"bias": (4, 1, 340)},
+    "bias_of_queries": {"bias": (2, 1, 210, 1)},
+    "mask": {"attention_mask": (2, 1, 210, 340)},
+    "mask_of_keys": {"attention_mask": (2, 1, 1, 340), "mask_dtype": "int64"} | options(causal=True),
+    "segments": {"segments": 3},
+    "segments_causal": {"segments": 5, "sinks": (4, 1)} | options(causal=True, causal_alignment="bottom_right"),
+    "softcap": options(logits_soft_cap=3.0),
+    "large_softcap": options(logits_soft_cap=1e4, softmax_scale=2.0, causal=True),
+    "packed_bias": {"layout": "packed", "lens_q": (65, 0, 130), "lens_k": (128, 20, 152), "bias": (3, 4, 130, 152)} | options(causal=True),
+    "packed_segments": {"layout": "packed", "lens_q": (65, 0, 130), "lens_k": (128, 20, 152), "segments": 3},
+    "padded_mask": {"layout": "padded", "lens_q": (210, 67), "lens_k": (65, 340), "attention_mask": (4, 210, 340)},
+    "everything": {
+        "layout": "padded",
+        "lens_q": (210, 67),
+        "lens_k": (165, 340),
+        "bias": (1, 4, 210, 340),
+        "attention_mask": (210, 340),
+        "segments": 2,
+        "sinks": (4, 2),
+        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (130, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
+    },
+}
+DIMS = {(64, 64): "bfloat16", (128, 128): "bfloat16", (96, 96): "bfloat16", (192, 128): "bfloat16", (256, 256): "bfloat16", (40, 72): "float16", (128, 120): "float16"}
+FEW = ("full", "bottom_right", "padded", "packed", "everything", "sinks", "bias", "mask", "segments", "softcap")
+
+
+def hopper_cases():
+    for (head_dim, head_dim_v), dtype in DIMS.items():
+        base = dataclasses.replace(BASE, id=f"hopper{head_dim}_{head_dim_v}-{dtype}", head_dim=head_dim, head_dim_v=head_dim_v, dtype=dtype)
+        every = FEATURES | SCORES
+        yield from cases.variants(base, every if (head_dim, head_dim_v) in ((64, 64), (128, 128)) else {name: every[name] for name in FEW})
+
+
+CASES = list(hopper_cases())

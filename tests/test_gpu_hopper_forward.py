@@ -1,0 +1,209 @@
+"""forward_sm90 on a Hopper GPU: every case that fills its tiles, beside the generic kernel and judged by the error model; float8; the same
+bits again and again; what it says when it refuses."""
+
+import functools
+
+import cases
+import gpu
+import hopper_cases
+import numpy as np
+import pytest
+import reference
+from attile import FlashAttentionConfig, explain, flash_attention, flash_attention_with_kvcache
+from machine import own_words
+from tolerance import Judge
+
+KERNELS = ("forward_sm90", "forward_generic_sm80")
+
+
+def on_hopper():
+    return any(row["name"] == "forward_sm90" and row["available"] for row in gpu.CONFIG["kernels"])
+
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not on_hopper(), reason="needs a GPU of compute capability 9.0")]
+
+
+@functools.cache
+def judge_of(case):
+    return Judge(case.arrays())
+
+
+def run(case, kernel, library="torch"):
+    """(out, lse) as NumPy arrays; the memory of out was NaN."""
+    arrays = gpu.call_on(case.arrays(), library)
+    judge = judge_of(case)
+    arrays["out"] = gpu.to_gpu(np.full(judge.out.shape, np.nan, judge.dtype), library)
+    out, lse = flash_attention(**arrays, return_lse=True, cfg=FlashAttentionConfig(kernel=kernel))
+    return gpu.to_numpy(out), gpu.to_numpy(lse)
+
+
+def case_named(name):
+    return next(case for case in hopper_cases.CASES if case.id == name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", hopper_cases.CASES, ids=str)
+def test_every_case(case, kernel):
+    judge_of(case).check(*run(case, kernel))
+
+
+@pytest.mark.parametrize("case", hopper_cases.CASES, ids=str)
+def test_what_may_lie_anywhere(case):
+    """out in memory that TMA cannot write: two bytes off, and with gaps of one element between rows."""
+    import torch
+
+    judge = judge_of(case)
+    *leading, dims = judge.out.shape
+    room = torch.full((int(np.prod(leading)) * (dims + 1) + 1,), float("nan"), dtype=torch.bfloat16 if case.dtype == "bfloat16" else torch.float16, device="cuda")
+    strides = np.cumprod([1, *leading[:0:-1]])[::-1] * (dims + 1)
+    out = room.as_strided(judge.out.shape, (*map(int, strides), 1), 1)
+    got, lse = flash_attention(**gpu.call_on(case.arrays(), "torch"), out=out, return_lse=True, cfg=FlashAttentionConfig(kernel="forward_sm90"))
+    assert got is out
+    judge.check(gpu.to_numpy(out.contiguous()), gpu.to_numpy(lse))
+    gaps = room[1:].view(-1, dims + 1)[:, dims]
+    assert gaps.isnan().all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"hopper{dims}-bfloat16-{feature}" for dims in ("64_64", "128_128") for feature in hopper_cases.FEATURES | hopper_cases.SCORES]
+    + [f"hopper{dims}-bfloat16-bottom_right" for dims in ("96_96", "192_128", "256_256")],
+)
+def test_the_same_bits_a_hundred_times(name):
+    """Small head dims and few tiles: barriers that do not hold show here."""
+    import torch
+
+    arrays = gpu.call_on(case_named(name).arrays(), "torch")
+    call = functools.partial(flash_attention, **arrays, return_lse=True, cfg=FlashAttentionConfig(kernel="forward_sm90"))
+    first = call()
+    for _ in range(100):
+        for a, b in zip(first, call(), strict=True):
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@pytest.mark.parametrize("lens", [None, (700, 300), (1, 0)])
+@pytest.mark.parametrize("seqlen_q", [64, 300])
+def test_dense_caches(lens, seqlen_q):
+    rng = np.random.default_rng(3)
+    dtype = cases.numpy_dtype("bfloat16")
+    q, k, v = (rng.standard_normal((2, n, h, 128)).astype(dtype) for n, h in ((seqlen_q, 8), (700, 2), (700, 2)))
+    plain = {"query": q, "key": k, "value": v, "causal": True, "causal_alignment": "bottom_right"}
+    call = {"q": q, "k_cache": k, "v_cache": v}
+    if lens:
+        plain["cum_seqlens_k"] = np.cumsum((0, *lens)).astype(np.int32)
+        call["cache_seqlens"] = np.array(lens, np.int32)
+        for b, n in enumerate(lens):
+            k[b, n:] = v[b, n:] = np.nan
+    out, lse = flash_attention_with_kvcache(**gpu.call_on(call, "torch"), return_lse=True, cfg=FlashAttentionConfig(kernel="forward_sm90"))
+    Judge(plain).check(gpu.to_numpy(out), gpu.to_numpy(lse))
+
+
+# ---- float8 ----
+
+
+def float8_problem(dims, seqlen_q, seqlen_k, **options):
+    """Arguments in e4m3, and as float64 numbers."""
+    import torch
+
+    generator = torch.Generator("cuda").manual_seed(5)
+    shapes = {"query": (2, seqlen_q, 4, dims), "key": (2, seqlen_k, 2, dims), "value": (2, seqlen_k, 2, dims)}
+    arrays = {name: torch.randn(shape, device="cuda", generator=generator).to(torch.float8_e4m3fn) for name, shape in shapes.items()}
+    return arrays, {name: x.double().cpu().numpy() for name, x in arrays.items()} | options
+
+
+def float8_error(expected, numbers, factors):
+    """What rounding p to e4m3 and out to bfloat16 costs a plain computation, relative."""
+    import torch
+
+    q, k, v = (torch.from_numpy(numbers[name]).cuda() * factor for name, factor in zip(("query", "key", "value"), factors, strict=True))
+    k, v = (x.repeat_interleave(2, 2) for x in (k, v))
+    s = torch.einsum("bihd,bjhd->bhij", q, k) / numbers["query"].shape[-1] ** 0.5
+    if numbers.get("causal"):
+        s = s.masked_fill(~torch.ones(s.shape[-2:], dtype=torch.bool, device="cuda").tril(s.shape[-1] - s.shape[-2]), -torch.inf)
+    p = torch.exp(s - s.amax(-1, keepdim=True))
+    rounded = (p * 256).to(torch.float8_e4m3fn).double() / 256
+    out = torch.einsum("bhij,bjhd->bihd", rounded, v) / p.sum(-1).transpose(1, 2)[..., None]
+    return relative(out.bfloat16().double().cpu().numpy(), expected)
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True, "causal_alignment": "bottom_right"}], ids=["full", "causal"])
+@pytest.mark.parametrize("dims", [64, 128, 256])
+@pytest.mark.parametrize("seqlen", [(130, 200), (300, 1700)], ids=str)
+@pytest.mark.parametrize("scales", ["none", "numbers", "arrays"])
+def test_float8(dims, seqlen, options, scales):
+    import torch
+
+    arrays, numbers = float8_problem(dims, *seqlen, **options)
+    factors, given = (1.0, 1.0, 1.0), {}
+    if scales == "numbers":
+        factors = (0.5, 1.5, 3.0)
+        given = dict(zip(("q_scale", "k_scale", "v_scale"), factors, strict=True))
+    expected = None
+    if scales == "arrays":
+        given = {name: torch.rand(2, 2, device="cuda") + 0.5 for name in ("q_scale", "k_scale", "v_scale")}
+        spread = {name: x.double().cpu().numpy()[:, None, :, None] for name, x in given.items()}
+        numbers["query"] = numbers["query"] * spread["q_scale"].repeat(2, 2)
+        numbers["key"], numbers["value"] = numbers["key"] * spread["k_scale"], numbers["value"] * spread["v_scale"]
+    scaled = numbers | {name: numbers[name] * factor for name, factor in zip(("query", "key", "value"), factors, strict=True)}
+    expected, expected_lse = reference.flash_attention(**scaled, return_lse=True)
+    out, lse = flash_attention(**arrays, **options, **given, return_lse=True)
+    assert out.dtype == torch.bfloat16
+    assert relative(out.double().cpu().numpy(), expected) <= 2 * float8_error(expected, numbers, factors)
+    np.testing.assert_allclose(lse.cpu().numpy(), expected_lse, atol=2e-3)
+
+
+# ---- what it says ----
+
+
+def test_explain_names_it():
+    case = case_named("hopper128_128-bfloat16-bias")
+    report = explain(flash_attention, **gpu.call_on(case.arrays(), "torch"))
+    assert report["kernel"] == "forward_sm90"
+    assert report["plan"]["block_q"] == 128
+    assert {row["kernel"]: row["reason"] for row in report["refused"]}["forward_generic_sm80"] == "forward_sm90 comes first"
+
+
+def refusal(kernel="forward_sm90", **changes):
+    import torch
+
+    call = {name: torch.zeros(2, n, h, 128, dtype=torch.bfloat16, device="cuda") for name, n, h in (("query", 256, 4), ("key", 512, 2), ("value", 512, 2))}
+    call |= changes
+    with pytest.raises(NotImplementedError) as error:
+        flash_attention(**call, cfg=FlashAttentionConfig(kernel=kernel))
+    return own_words(kernel, error.value)
+
+
+def zeros(*shape, dtype="bfloat16"):
+    import torch
+
+    return torch.zeros(shape, dtype=getattr(torch, dtype), device="cuda")
+
+
+REFUSALS = [
+    (lambda: {name: zeros(2, 64, 2, 64, dtype="float32") for name in ("query", "key", "value")}, "takes float16, bfloat16 and float8_e4m3 only: got float32"),
+    (lambda: {"value": zeros(2, 512, 2, 264)}, "takes head dims of at most 256: got 128 and 264"),
+    (lambda: {"softmax_scale": -1.0}, "takes a positive softmax_scale only"),
+    (lambda: {"query": zeros(2 * 256 * 4 * 128 + 1)[1:].view(2, 256, 4, 128)}, "query does not begin on 16 bytes"),
+    (lambda: {"key": zeros(2, 512, 2, 132)[..., :128]}, "key's token stride is not a positive multiple of 16 bytes below 2^35: 528"),
+    (lambda: {"value": zeros(2, 1, 2, 128).expand(2, 512, 2, 128)}, "value's token stride is not a positive multiple of 16 bytes below 2^35: 0"),
+    (lambda: {"key": zeros(2, 0, 2, 128), "value": zeros(2, 0, 2, 128)}, "takes at least one sequence, head, query and key"),
+    (lambda: {"bias": zeros(256, 512, dtype="float32")}, "takes a bias of the queries' dtype only: expected bfloat16, got float32"),
+    (lambda: {"dropout_prob": 0.1, "dropout_seed": 1}, "does not take dropout"),
+    (lambda: {"normalize_output": False}, "does not take normalize_output=False"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSALS, ids=[reason for _, reason in REFUSALS])
+def test_refusals(changes, reason):
+    assert refusal(**changes()) == reason
+
+
+def test_few_queries_go_to_the_generic_kernel():
+    report = explain(flash_attention, zeros(1, 3, 8, 128), zeros(1, 4096, 8, 128), zeros(1, 4096, 8, 128))
+    reasons = {row["kernel"]: row["reason"] for row in report["refused"]}
+    assert report["kernel"] == "forward_generic_sm80"
+    assert reasons["forward_sm90"] == "fewer than 32 queries a sequence are not worth its tiles"
