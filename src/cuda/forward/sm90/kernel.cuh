@@ -32,7 +32,7 @@ template <class T>
 __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) {
   using Element = typename T::Element;
   using Out = typename T::Out;
-  constexpr int N = T::kTileN;
+  constexpr int N = T::kTileN, kRegs = N / 2;  // scores a thread has of a key tile
   const Addresses<T> at{ptx::opaque_shared_address(&smem)};
   auto q_ring = at.q_ring();
   auto k_ring = at.k_ring(), v_ring = at.v_ring();
@@ -46,6 +46,8 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   const uint32_t k_desc = ptx::descriptor_k_major(at.k());
   const uint32_t v_desc = T::kFp8 ? ptx::descriptor_k_major(at.v()) : ptx::descriptor_mn_major(at.v(), N * 128);
 
+  constexpr bool kSplit = T::kTune.wait_after > 0;
+  constexpr int kBefore = kSplit ? T::kTune.wait_after : 8;  // eighths of a tile's exp2 before the wait for P V
   SoftmaxState<T::kRaise> state;
   float alpha[2];
   float o[T::Dv / 2];
@@ -89,12 +91,12 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
         mask_rows[r] = p.mask.bits + batch * p.mask.batch + w.head * p.mask.head + max(0, min(first_row(w) + row + 8 * r, p.mask.rows - 1)) * p.mask.row;
     if constexpr (T::kScores) scores.begin(batch, w.head, first_row(w) + row), scores.prefetch(w.j_end - 1);
   };
-  auto mask_documents = [&](float (&s)[N / 2], const Work& w, int j) {
+  auto mask_documents = [&](float (&s)[kRegs], const Work& w, int j) {
     const bool packed = p.q_lengths.packed;
     mask_segments<N>(s, p.segments, packed ? 0 : w.batch, w.row0_q, first_row(w) + row, w.seqlen_q, w.row0_k, w.seqlen_k, j);
   };
   auto clean = [&](const Work& w, int j) { return j >= w.clean_begin && j < w.clean_end; };
-  auto mask = [&](float (&s)[N / 2], const Work& w, int j) {
+  auto mask = [&](float (&s)[kRegs], const Work& w, int j) {
     mask_scores<N, T::kKind != Kind::kCausal, T::kCausal, T::kBand>(s, band<T>(p, w.seqlen_q, w.seqlen_k), first_row(w) + row, j * N);
     if constexpr (T::kKind == Kind::kSegments)
       if (!clean(w, j)) mask_documents(s, w, j);
@@ -116,7 +118,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     }
   };
   // What happens to scores before the band.
-  auto change = [&](float (&s)[N / 2], const Work& w, int j) {
+  auto change = [&](float (&s)[kRegs], const Work& w, int j) {
     if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale);
     if constexpr (T::kKind == Kind::kCap) cap_scores(s, p.cap);
     if constexpr (T::kScores) {
@@ -126,7 +128,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     if constexpr (T::kMask)
       if (T::kKind == Kind::kMask ? !clean(w, j) : p.mask.bits != nullptr) apply_mask_bits<N>(s, bits);
   };
-  auto issue_qk = [&](float (&s)[N / 2]) {
+  auto issue_qk = [&](float (&s)[kRegs]) {
     ptx::wgmma_fence();
     matmul_qk<Element, T::D, T::kTileM, N>(s, q_desc + q_ring.stage * (T::kQBytes / 16), k_desc + k_ring.stage * (T::kKBytes / 16));
     ptx::wgmma_commit();
@@ -139,10 +141,10 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   // After S of a key tile is complete.
   auto release_k = [&] { k_ring.release(), k_ring.advance(); };
   auto release_v = [&] { v_ring.release(), v_ring.advance(); };
-  auto pack = [&](const float (&s)[N / 2]) { pack_p<Element>(s, prob); };
+  auto pack = [&](const float (&s)[kRegs]) { pack_p<Element>(s, prob); };
 
   // P of an output tile's first key tile; S has been issued.
-  auto first_softmax = [&](float (&s)[N / 2], const Work& w) {
+  auto first_softmax = [&](float (&s)[kRegs], const Work& w) {
     load_bias(w.j_end - 1);
     ptx::wgmma_wait<0>();
     ptx::pin(s);
@@ -165,7 +167,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   if (w.j_end == 0) return;
   scales = scales_of(w);
   {
-    float s[N / 2];
+    float s[kRegs];
     begin_scores(w);
     q_ring.wait_full();
     k_ring.wait_full();
@@ -177,7 +179,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
 
     // S of tile j - 1 is issued, then P V of tile j; softmax of tile j - 1 runs under the latter.
     auto step = [&](auto masked) {
-      float s[N / 2];
+      float s[kRegs];
       if constexpr (T::kScores) scores.prefetch(j - 1);
       k_ring.wait_full();
       turn.wait();
@@ -197,13 +199,10 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       float offset[2];
       state.template find_max<T::kCausal>(s, scale_log2(), alpha, offset, T::kTune.row_order ? p.zero : 0);
       if (T::kTune.late_turn) ptx::pin(offset), turn.pass();
-      constexpr int kBefore = T::kTune.wait_after > 0 ? T::kTune.wait_after : 8;
       state.template exponentiate<0, kBefore>(s, scale_log2(), alpha, offset);
-      if constexpr (T::kTune.wait_after > 0) {
+      if constexpr (kSplit) {
         ptx::pin(s), ptx::pin(state.sum), ptx::pin(offset);
-        auto next_v = v_ring;
-        next_v.advance();
-        next_v.wait_full();
+        v_ring.wait_next_full();  // it has long come, and ends the basic block
       }
       ptx::wgmma_wait<0>();
       ptx::pin(o);
@@ -261,7 +260,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       return;
     }
     const Scales next_scales = scales_of(next);
-    float s[N / 2];
+    float s[kRegs];
     v_ring.wait_full();
     turn.wait();
     issue_pv();

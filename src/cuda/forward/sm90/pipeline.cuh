@@ -41,6 +41,11 @@ struct RingCursor {
     return full();
   }
   __device__ void wait_full() const { ptx::mbarrier_wait(full(), phase); }
+  __device__ void wait_next_full() const {
+    RingCursor next = *this;
+    next.advance();
+    next.wait_full();
+  }
   // Consumer: every warp arrives, for wgmma_wait speaks for the own warp's quarter of the product only.
   __device__ void release(bool yes = true) const { ptx::mbarrier_arrive_if(empty(), yes && threadIdx.x % 32 == 0); }
 };

@@ -41,7 +41,6 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   auto k_ring = at.k_ring(), v_ring = at.v_ring();
   auto work_ring = at.work_ring();
   auto bias_ring = at.bias_ring();
-  const int count = p.order.count();
 
   // What a copy needs to know of a tile's keys. Those of K past the end are masked, those of V must be zeros.
   struct Keys {
