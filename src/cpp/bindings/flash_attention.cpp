@@ -101,8 +101,8 @@ struct Arguments {
     attile_tensor& t = scale_tensors[index];
     t.data = &scales[index];
     t.dtype = {2, 32, 1};
-    t.device_type = params.query->device_type;
-    t.device_id = params.query->device_id;
+    t.device_type = 1;
+    t.device_id = 0;
     t.rank = 0;
     return &t;
   }

@@ -20,12 +20,12 @@ AttentionOp::AttentionOp(const AttentionProblem& valid, const attile_config& giv
 }
 
 void AttentionOp::add_outputs(const attile_tensor& q) {
-  const DType lse_type = accumulator_of(problem.dtype);
+  const DType lse_type = accumulator_of(problem.dtype), out_type = problem.dtype == DType::f8e4m3 ? DType::bf16 : problem.dtype;
   if (q.rank == 4) {
-    add_output("out", problem.dtype, q, {q.shape[0], q.shape[1], problem.heads_q, problem.head_dim_v});
+    add_output("out", out_type, q, {q.shape[0], q.shape[1], problem.heads_q, problem.head_dim_v});
     add_output("lse", lse_type, q, {q.shape[0], problem.heads_q, q.shape[1]});
   } else {
-    add_output("out", problem.dtype, q, {q.shape[0], problem.heads_q, problem.head_dim_v});
+    add_output("out", out_type, q, {q.shape[0], problem.heads_q, problem.head_dim_v});
     add_output("lse", lse_type, q, {problem.heads_q, q.shape[0]});
   }
   if (!problem.has(kLse)) num_outputs = 1;

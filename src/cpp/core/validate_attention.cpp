@@ -18,6 +18,7 @@ struct Validator {
   int32_t rank = 0;
 
   bool present(const attile_tensor* t) const { return t != nullptr; }
+  static bool is_number(const attile_tensor& t) { return t.rank == 0 && t.device_type == 1; }
 
   void arrays() {
     const struct { const char* name; const attile_tensor* t; bool index; } given[] = {
@@ -29,7 +30,7 @@ struct Validator {
       if (!given[i].t) type_error(f, std::string(given[i].name) + " is required", "an array", "none");
     check_place(f, "query", *p.query, p.platform);
     for (const auto& [name, t, index] : given)
-      if (t) check_device(f, name, *t, "query", *p.query, index);
+      if (t) check_device(f, name, *t, "query", *p.query, index || is_number(*t));
     problem.device_type = p.query->device_type;
     problem.device_id = p.query->device_id;
   }
@@ -123,13 +124,29 @@ struct Validator {
     problem.options |= kSinks;
   }
 
-  void scales() {
-    for (const auto& [name, t] : {std::pair{"q_scale", p.q_scale}, std::pair{"k_scale", p.k_scale}, std::pair{"v_scale", p.v_scale}}) {
-      if (!t) continue;
-      if (problem.dtype != DType::f8e4m3)
-        value_error(f, std::string(name) + " belongs to float8_e4m3 inputs", "none", "a scale with " + std::string(info(problem.dtype).name) + " inputs");
-      problem.options |= kFloat8Scales;
+  // A number in host memory is multiplied into `factor`.
+  void factor_of(const char* name, const attile_tensor* t, View& view, double& factor) {
+    if (!t) return;
+    if (problem.dtype != DType::f8e4m3)
+      value_error(f, std::string(name) + " belongs to float8_e4m3 inputs", "none", "a scale with " + std::string(info(problem.dtype).name) + " inputs");
+    problem.options |= kFloat8Scales;
+    if (dtype_of(t->dtype) != DType::f32) type_error(f, std::string(name) + " has an unsupported dtype", "float32", name_of(t->dtype));
+    if (is_number(*t)) {
+      factor *= *static_cast<const float*>(t->data);
+      return;
     }
+    check_rank(f, name, *t, {0, 2});
+    if (t->rank == 2) {
+      check_size(f, name, *t, 0, problem.batch, "the number of sequences");
+      check_size(f, name, *t, 1, problem.heads_k, axis("key", rank - 2));
+    }
+    view = view_of(*t);
+  }
+
+  void scales() {
+    factor_of("q_scale", p.q_scale, problem.q_scale, problem.qk_factor);
+    factor_of("k_scale", p.k_scale, problem.k_scale, problem.qk_factor);
+    factor_of("v_scale", p.v_scale, problem.v_scale, problem.v_factor);
     problem.softmax_scale = checked_scale(f, p.has_softmax_scale ? p.softmax_scale : 1 / std::sqrt(static_cast<double>(problem.head_dim)));
     if (p.has_logits_soft_cap) {
       problem.softcap = checked_cap(f, p.logits_soft_cap);
