@@ -18,6 +18,7 @@ import mla_attention_cases
 import tolerance_mla
 from attile import FlashAttentionConfig, FlashMLAConfig
 from cases import Case, options
+from machine import takes
 from reference_gradients import gradients
 from tolerance import Judge
 
@@ -83,10 +84,22 @@ def larger():
 LARGER = list(larger())
 
 
-def run(case, **cfg):
+GENERIC = "forward_generic_sm80"
+
+
+def run(case, kernel=GENERIC, **cfg):
     judge = Judge(case.arrays())
-    out, lse = attile.flash_attention(**on(case.arrays()), return_lse=True, cfg=FlashAttentionConfig(**cfg) if cfg else None)
+    out, lse = attile.flash_attention(**on(case.arrays()), return_lse=True, cfg=FlashAttentionConfig(kernel=kernel, **cfg))
     judge.check(out.get(), lse.get())
+
+
+def hopper(pattern):
+    """forward_sm90 on its own cases, and on all small ones whose memory it takes."""
+    import hopper_cases
+
+    chosen = matching(pattern, cases.SMALL, cases.EDGE, hopper_cases.CASES)
+    taken = [case for case in chosen if takes("forward_sm90", **on(case.arrays()))]
+    every(taken, lambda case: run(case, "forward_sm90"))
 
 
 def forward(pattern):
@@ -184,7 +197,7 @@ def array_of(x, rows_last=False):
 def check_gradients(case):
     call = case.arrays()
     device = on(call)
-    out, lse = attile.flash_attention(**device, return_lse=True)
+    out, lse = attile.flash_attention(**device, return_lse=True, cfg=FlashAttentionConfig(kernel=GENERIC))
     rng = np.random.default_rng(7)
     dout = rng.standard_normal(out.array.shape).astype(out.dtype)
     dlse = rng.standard_normal(lse.array.shape).astype(np.float32) if len(case.id) % 2 else None

@@ -38,6 +38,19 @@ def test_forward(package, pattern):
     call(package, f"forward({pattern!r})")
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "bfloat16|length",
+        "hopper64_64-bfloat16-(full|bottom_right|packed|padded|everything|segments_causal|mask|softcap)$",
+        "hopper(192_128-bfloat16|40_72-float16)-(bottom_right|packed)",
+        slow("hopper|edge|memory"),
+    ],
+)
+def test_hopper_forward(package, pattern):
+    call(package, f"hopper({pattern!r})")
+
+
 @pytest.mark.parametrize("splits", [2, 7])
 def test_splits(package, splits):
     call(package, f"splits({splits})")
