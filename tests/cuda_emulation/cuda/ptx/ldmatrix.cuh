@@ -45,6 +45,12 @@ inline uint32_t load_shared(uint32_t address) {
   return x;
 }
 
+inline uint4 load_shared_16(uint32_t address) {
+  uint4 x;
+  memcpy(&x, emulation::shared_at(address, 16), 16);
+  return x;
+}
+
 inline void store_shared(uint32_t address, uint32_t x) { memcpy(emulation::shared_at(address, 4), &x, 4); }
 inline void store_shared(uint32_t address, uint4 x) { memcpy(emulation::shared_at(address, 16), &x, 16); }
 
