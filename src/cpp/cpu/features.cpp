@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <initializer_list>
 
+#if defined(__unix__)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 #endif
 
@@ -99,6 +101,15 @@ bool has_avx512() { return features().avx512; }
 bool has_avx512_bf16() { return features().avx512_bf16; }
 bool fast_bf16_dots() { return features().fast_bf16_dots; }
 bool has_amx_bf16() { return features().amx_bf16; }
+
+bool has_large_l2() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const bool large = sysconf(_SC_LEVEL2_CACHE_SIZE) >= 2L << 20;
+  return large;
+#else
+  return false;
+#endif
+}
 
 std::string cpu_features_json() {
   const struct {

@@ -11,6 +11,7 @@ bool has_avx512();  // the above and AVX-512 F, BW, CD, DQ, VL
 bool has_avx512_bf16();
 bool fast_bf16_dots();  // and a bfloat16 dot product takes no longer than a float32 multiply-add: so on AMD, not on Intel
 bool has_amx_bf16();    // the above and AMX-TILE, AMX-BF16, and the tiles are ours
+bool has_large_l2();    // of 2 MB or more a core
 
 // {"avx2": true, ...}
 std::string cpu_features_json();

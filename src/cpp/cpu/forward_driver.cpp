@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cpu/denormals.hpp"
+#include "cpu/features.hpp"
 #include "cpu/forward_layout.hpp"
 #include "cpu/scalars.hpp"
 #include "cpu/sinks.hpp"
@@ -55,12 +56,11 @@ Count count_items(const AttentionProblem& p, int64_t block_q) {
   return n;
 }
 
-// Q^T and O^T of a block within half of a 1 MB L2, but at least 16 units: at S 2048, head_dim 128, one thread, 512 rows are 5%
-// faster than 256, because K and V are read half as often.
-// Tiles of AMX are done with K and V sooner: there twice as many, within half of 2 MB.
+// Q^T and O^T of a block within half of L2, taken for 1 or 2 MB, but at least 16 units: at S 2048, head_dim 128, one thread, 512 rows are
+// 5% faster than 256, because K and V are read half as often. Tiles of AMX are done with K and V sooner: there four times as many.
 int64_t choose_block_q(const AttentionProblem& p, int64_t element, bool tiles) {
   constexpr int64_t kLargest = 512, kSmallest = 64, kBytes = 512 << 10, kUnits = 16;
-  const int64_t larger = tiles ? 2 : 1, bytes_here = kBytes * larger;
+  const int64_t larger = tiles ? 4 : has_large_l2() ? 2 : 1, bytes_here = kBytes * larger;
   int64_t rows = kLargest * larger;
   const int64_t sequences = p.batch * p.heads_k, longest = p.q_seqs.longest * p.group;
   while (rows > kSmallest && (rows * (p.head_dim + p.head_dim_v) * element > bytes_here || sequences * ceil_div(longest, rows) < kUnits))
@@ -177,6 +177,7 @@ struct Run {
     u.block_k = plan.block_k;
     u.k_rows = layout.k_rows;
     u.v_row = layout.v_row;
+    u.keys_ahead = hooks == nullptr && has_large_l2();
 
     u.softmax_scale = p.softmax_scale;
     u.softcap = p.has(kSoftcap) ? p.softcap : 0;

@@ -5,9 +5,11 @@
 //
 // A panel meets only the keys of the tile between the first and the last that one of its rows sees, so a causal diagonal wastes
 // less than a panel by kBlockStep keys. Cost: 4 rows keys (head_dim + head_dim_v) / 2 operations in the products, about 15
-// instructions a vector of scores in the softmax; at block_q 512, block_k 144, head_dim 128 the scratch is 0.8 MB, in L2.
+// instructions a vector of scores in the softmax; at block_q 512, block_k 144, head_dim 128 the scratch is 0.8 MB, in L2. The bias and
+// mask of the next panel are asked for during the products, and the rows of the next tile where L2 has room for them.
 #pragma once
 
+#include "cpu/forward/ahead.hpp"
 #include "cpu/forward/pack.hpp"
 #include "cpu/forward/product.hpp"
 #include "cpu/forward/rows.hpp"
@@ -24,7 +26,7 @@ inline int64_t packed_dim(const Unit& u) { return u.head_dim / kPairSize; }
 inline DType packed_dtype(const Unit& u) { return kBf16Pairs ? DType::f32 : u.dtype; }
 
 template <class T, int N>
-inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64_t tile_end) {
+inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64_t tile_end, Ahead& ahead) {
   const QueryRow* rows = u.rows + panel * kPanel<T>;
   const PanelKeys keys = panel_keys(rows, N * kLanes<T>);
   int64_t begin = keys.begin > tile_begin ? keys.begin : tile_begin;
@@ -37,7 +39,7 @@ inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64
   T* s = static_cast<T*>(u.scratch.scores);
   const T* q = static_cast<const T*>(u.scratch.q) + panel * kPanel<T> * packed_dim(u);
   const T* k = static_cast<const T*>(u.scratch.k) + first * kChunk;
-  scores_product<T, N>(k, u.k_rows * kChunk, round_up(count, kBlockStep), q, packed_dim(u), s);
+  scores_product<T, N>(k, u.k_rows * kChunk, round_up(count, kBlockStep), q, packed_dim(u), s, ahead);
   adjust_scores<T, N>(u, rows, begin, count, first, full, s);
 
   const PanelState<T> state = panel_state<T>(u, u.state, panel);
@@ -48,7 +50,7 @@ inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64
 
   if constexpr (kBf16Pairs) pair_probabilities<T, N>(s, count);
   const T* v = static_cast<const T*>(u.scratch.v) + first / kPairSize * u.v_row;
-  values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, (count + kPairSize - 1) / kPairSize, alpha, state.out);
+  values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, (count + kPairSize - 1) / kPairSize, alpha, state.out, ahead);
 }
 
 template <class T>
@@ -68,6 +70,30 @@ inline void pack_tile(const Unit& u, int64_t begin, int64_t end) {
   read_key_ids(u, begin, keys);
 }
 
+// How often the products of a panel with `keys` keys call what runs between.
+inline int64_t calls_of_panel(const Unit& u, int64_t keys) {
+  return (keys / kBlockRows * packed_dim(u) + u.head_dim_v / kBlockRows * (keys / kPairSize)) / kChunk;
+}
+
+template <class T>
+inline int64_t panels_that_see(const Unit& u, int64_t panels, int64_t begin, int64_t end) {
+  int64_t count = 0;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t first = panel * kPanel<T>, last = first + kPanel<T> < u.count ? first + kPanel<T> - 1 : u.count - 1;
+    count += u.rows[first].key_begin < end && u.rows[last].key_end > begin;
+  }
+  return count;
+}
+
+// The bias and mask of a panel and keys [begin, end) become what is asked for next.
+template <class T>
+inline void look_ahead(const Unit& u, int64_t panel, int64_t begin, int64_t end, int64_t calls, Ahead& ahead) {
+  const QueryRow* rows = u.rows + panel * kPanel<T>;
+  const int64_t left = u.count - panel * kPanel<T>, count = left < kPanel<T> ? left : kPanel<T>, keys = end - begin;
+  if (u.bias_dtype != DType::none) ahead.bias = {rows, count, &QueryRow::bias, begin * u.bias_stride, keys * u.bias_stride, calls};
+  if (u.mask_bytes != 0) ahead.mask = {rows, count, &QueryRow::mask, begin * u.mask_stride, keys * u.mask_stride, calls};
+}
+
 template <class T>
 void attend(const Unit& u, bool finish) {
   const int64_t padded_rows = round_up(u.count, kLanes<T>), panels = round_up(padded_rows, kPanel<T>) / kPanel<T>;
@@ -80,11 +106,19 @@ void attend(const Unit& u, bool finish) {
     const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
     if (u.maker.make) u.maker.make(u, begin, end);
     pack_tile<T>(u, begin, end);
+    const int64_t calls = calls_of_panel(u, end - begin), next_end = end + u.block_k < u.key_end ? end + u.block_k : u.key_end;
+    Ahead ahead;
+    if (u.keys_ahead) ahead.keys = {u, end, next_end, calls * panels_that_see<T>(u, panels, begin, end)};
     for (int64_t panel = 0; panel < panels; ++panel) {
+      if (panel + 1 < panels) {
+        look_ahead<T>(u, panel + 1, begin, end, calls, ahead);
+      } else if (end < next_end) {
+        look_ahead<T>(u, 0, end, next_end, calls, ahead);
+      }
       if (padded_rows - panel * kPanel<T> >= kPanel<T>) {
-        attend_panel<T, kPanelVectors>(u, panel, begin, end);
+        attend_panel<T, kPanelVectors>(u, panel, begin, end, ahead);
       } else {
-        attend_panel<T, 1>(u, panel, begin, end);
+        attend_panel<T, 1>(u, panel, begin, end, ahead);
       }
     }
   }

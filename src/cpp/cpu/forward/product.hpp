@@ -8,6 +8,7 @@
 // Q^T or P^T, at most 16 KB at head_dim 128) stays in L1, A streams from L2 at 2 bytes a cycle.
 // With bfloat16 pairs an element of A and B is two numbers, neighbours along k, and a step does twice as much.
 // Values are summed a tile at a time and then added to O: two short sums lose less than one long one.
+// `between` is called once every kChunk steps, for what is to be asked for in good time.
 #pragma once
 
 #include "cpu/forward/panel.hpp"
@@ -45,12 +46,17 @@ struct ProductBlock {
   }
 };
 
+struct Nothing {
+  void operator()() const {}
+};
+
 // s: [M][kPanel]
-template <class T, int M, int N>
-inline void scores_block(const T* k, int64_t chunk_stride, const T* q, int64_t head_dim, T* s) {
+template <class T, int M, int N, class Between>
+inline void scores_block(const T* k, int64_t chunk_stride, const T* q, int64_t head_dim, T* s, Between& between) {
   ProductBlock<T, M, N> block;
   int64_t d = 0;
   for (; d + kChunk <= head_dim; d += kChunk) {
+    between();
 #pragma GCC unroll 2
     for (int i = 0; i < kChunk; ++i) block.template step<kChunk>(k + i, q + i * kPanel<T>);
     k += chunk_stride;
@@ -68,13 +74,17 @@ inline void scores_block(const T* k, int64_t chunk_stride, const T* q, int64_t h
 }
 
 // o: [M][kPanel], o = o * alpha + sum
-template <class T, int M, int N>
-inline void values_block(const T* v, int64_t v_row, const T* p, int64_t keys, const Vec<T> (&alpha)[N], T* o) {
+template <class T, int M, int N, class Between>
+inline void values_block(const T* v, int64_t v_row, const T* p, int64_t keys, const Vec<T> (&alpha)[N], T* o, Between& between) {
   ProductBlock<T, M, N> block;
-  for (int64_t j = 0; j < keys; ++j) {
-    block.template step<1>(v, p);
-    v += v_row;
-    p += kPanel<T>;
+  for (int64_t j = 0; j < keys; j += kChunk) {
+    between();
+    const int64_t here = keys - j < kChunk ? keys - j : kChunk;
+    for (int64_t i = 0; i < here; ++i) {
+      block.template step<1>(v, p);
+      v += v_row;
+      p += kPanel<T>;
+    }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -87,25 +97,27 @@ inline void values_block(const T* v, int64_t v_row, const T* p, int64_t keys, co
 }
 
 // Scores of keys [0, keys), keys a multiple of kBlockStep.
-template <class T, int N, int M = kBlockRows>
-inline void scores_product(const T* k, int64_t chunk_stride, int64_t keys, const T* q, int64_t head_dim, T* s) {
+template <class T, int N, int M = kBlockRows, class Between = const Nothing>
+inline void scores_product(const T* k, int64_t chunk_stride, int64_t keys, const T* q, int64_t head_dim, T* s,
+                           Between& between = Nothing{}) {
   for (; keys >= M; keys -= M) {
-    scores_block<T, M, N>(k, chunk_stride, q, head_dim, s);
+    scores_block<T, M, N>(k, chunk_stride, q, head_dim, s, between);
     k += M * kChunk;
     s += M * kPanel<T>;
   }
-  if constexpr (M > kBlockStep) scores_product<T, N, M - kBlockStep>(k, chunk_stride, keys, q, head_dim, s);
+  if constexpr (M > kBlockStep) scores_product<T, N, M - kBlockStep>(k, chunk_stride, keys, q, head_dim, s, between);
 }
 
 // Columns [0, columns) of V, columns a multiple of kBlockStep.
-template <class T, int N, int M = kBlockRows>
-inline void values_product(const T* v, int64_t v_row, int64_t columns, const T* p, int64_t keys, const Vec<T> (&alpha)[N], T* o) {
+template <class T, int N, int M = kBlockRows, class Between>
+inline void values_product(const T* v, int64_t v_row, int64_t columns, const T* p, int64_t keys, const Vec<T> (&alpha)[N], T* o,
+                           Between& between) {
   for (; columns >= M; columns -= M) {
-    values_block<T, M, N>(v, v_row, p, keys, alpha, o);
+    values_block<T, M, N>(v, v_row, p, keys, alpha, o, between);
     v += M;
     o += M * kPanel<T>;
   }
-  if constexpr (M > kBlockStep) values_product<T, N, M - kBlockStep>(v, v_row, columns, p, keys, alpha, o);
+  if constexpr (M > kBlockStep) values_product<T, N, M - kBlockStep>(v, v_row, columns, p, keys, alpha, o, between);
 }
 
 }  // namespace attile::ATTILE_ISA

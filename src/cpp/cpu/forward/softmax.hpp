@@ -41,22 +41,52 @@ inline __attribute__((noinline)) Vec<T> flatten(T* s, int64_t keys, T c, Vec<T> 
   return origin == infinite ? infinite : scaled > largest ? largest : scaled;
 }
 
+// Keys at a time: independent chains of maxima and of powers, in 32 registers or in 16.
+inline constexpr int kKeysAtOnce = kVectorBytes == 64 ? 3 : 1;
+
+// The largest of each lane.
+template <class T, int N>
+inline __attribute__((always_inline)) void lane_maxima(const T* s, int64_t keys, Vec<T> (&top)[N]) {
+  constexpr int kVectors = kKeysAtOnce * N;
+  const auto vector = [&](int64_t j, int i) { return load<Vec<T>>(s + (j + i / N) * kPanel<T> + i % N * kLanes<T>); };
+  Vec<T> tops[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) tops[i] = broadcast<T>(-kInfinity<T>);
+  int64_t j = 0;
+  for (; j + kKeysAtOnce <= keys; j += kKeysAtOnce) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) tops[i] = max(vector(j, i), tops[i]);
+  }
+  for (; j < keys; ++j) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) tops[n] = max(vector(j, n), tops[n]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) top[i % N] = i < N ? tops[i] : max(tops[i], top[i % N]);
+}
+
+// p = exp2(factor s - base) of kKeys keys, in place and added to sum.
+template <class T, int kKeys, int N>
+inline __attribute__((always_inline)) void powers(T* s, Vec<T> factor, const Vec<T> (&base)[N], Vec<T> (&sum)[N]) {
+  const auto at = [&](int i) { return s + i / N * kPanel<T> + i % N * kLanes<T>; };
+  Vec<T> p[kKeys * N];
+#pragma GCC unroll 8
+  for (int i = 0; i < kKeys * N; ++i) p[i] = fma(load<Vec<T>>(at(i)), factor, Vec<T>{} - base[i % N]);
+  exp2_each<T>(p);
+#pragma GCC unroll 8
+  for (int i = 0; i < kKeys * N; ++i) {
+    sum[i % N] += p[i];
+    store(at(i), p[i]);
+  }
+}
+
 // max, sum: [kPanel]
 template <class T, int N>
 inline void softmax(T* s, int64_t keys, T c, T* max_of, T* sum_of, Vec<T> (&alpha)[N]) {
   constexpr int W = kLanes<T>;
   const Vec<T> factor = broadcast<T>(c);
-  Vec<T> top[N], base[N], sum[N];
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) {
-    top[n] = broadcast<T>(-kInfinity<T>);
-    sum[n] = Vec<T>{};
-  }
-#pragma GCC unroll 2
-  for (int64_t j = 0; j < keys; ++j) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) top[n] = max(load<Vec<T>>(s + j * kPanel<T> + n * W), top[n]);
-  }
+  Vec<T> top[N], base[N], sum[N] = {};
+  lane_maxima<T, N>(s, keys, top);
   const bool steep = any_steep<T, N>(top, c);
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) {
@@ -72,16 +102,9 @@ inline void softmax(T* s, int64_t keys, T c, T* max_of, T* sum_of, Vec<T> (&alph
     store(max_of + n * W, now);
     base[n] -= origin;
   }
-#pragma GCC unroll 2
-  for (int64_t j = 0; j < keys; ++j) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      T* at = s + j * kPanel<T> + n * W;
-      const Vec<T> p = exp2<T>(fma(load<Vec<T>>(at), factor, Vec<T>{} - base[n]));
-      sum[n] += p;
-      store(at, p);
-    }
-  }
+  int64_t j = 0;
+  for (; j + kKeysAtOnce <= keys; j += kKeysAtOnce) powers<T, kKeysAtOnce, N>(s + j * kPanel<T>, factor, base, sum);
+  for (; j < keys; ++j) powers<T, 1, N>(s + j * kPanel<T>, factor, base, sum);
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) store(sum_of + n * W, fma(load<Vec<T>>(sum_of + n * W), alpha[n], sum[n]));
 }

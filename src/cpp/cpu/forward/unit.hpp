@@ -100,6 +100,7 @@ struct Unit {
 
   UnitScratch scratch;
   BlockState state;
+  bool keys_ahead;  // L2 has room for the next tile's rows of K and V beside all this
 };
 
 // What one instruction set offers; index 0: float32 accumulators, 1: float64.

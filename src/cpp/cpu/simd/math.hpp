@@ -27,30 +27,53 @@ struct Exp2<double> {
                                         7.0725617683983011661e-9,   4.4455361318481760235e-10};
 };
 
-// power = 2^n and fraction = 2^r - 1.
-template <class T>
+// power = 2^n and fraction = 2^r - 1 of `Count` vectors, step by step: a core that shares its scheduler with another thread holds too few
+// instructions to overlap powers that follow each other.
+template <class T, int Count>
 struct Exp2Parts {
-  Vec<T> power, fraction;
+  Vec<T> power[Count], fraction[Count];
 };
 
-template <class T>
-inline Exp2Parts<T> exp2_parts(Vec<T> x) {
+template <class T, int Count>
+inline __attribute__((always_inline)) Exp2Parts<T, Count> exp2_parts(const Vec<T> (&of)[Count]) {
   using B = Bits<T>;
   const Vec<T> shifter = broadcast<T>(static_cast<T>(Int<T>{3} << (B::kMantissa - 1)) + B::kBias);
-  x = max(broadcast<T>(-B::kBias), x);
-  const Vec<T> shifted = x + shifter;
-  const Vec<T> r = x - (shifted - shifter);
-  const Vec<T> power = bit_cast<Vec<T>>(bit_cast<Vec<Int<T>>>(shifted) << B::kMantissa);
-  Vec<T> q = broadcast<T>(Exp2<T>::kQ[Exp2<T>::kTerms - 1]);
+  Exp2Parts<T, Count> e;
+  Vec<T> r[Count], shifted[Count], (&q)[Count] = e.fraction;
+#pragma GCC unroll 8
+  for (int k = 0; k < Count; ++k) r[k] = max(broadcast<T>(-B::kBias), of[k]);
+#pragma GCC unroll 8
+  for (int k = 0; k < Count; ++k) shifted[k] = r[k] + shifter;
+#pragma GCC unroll 8
+  for (int k = 0; k < Count; ++k) r[k] -= shifted[k] - shifter;
+#pragma GCC unroll 8
+  for (int k = 0; k < Count; ++k) q[k] = broadcast<T>(Exp2<T>::kQ[Exp2<T>::kTerms - 1]);
 #pragma GCC unroll 16
-  for (int i = Exp2<T>::kTerms - 2; i >= 0; --i) q = fma(q, r, broadcast<T>(Exp2<T>::kQ[i]));
-  return {power, q * r};
+  for (int i = Exp2<T>::kTerms - 2; i >= 0; --i) {
+#pragma GCC unroll 8
+    for (int k = 0; k < Count; ++k) q[k] = fma(q[k], r[k], broadcast<T>(Exp2<T>::kQ[i]));
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < Count; ++k) {
+    e.power[k] = bit_cast<Vec<T>>(bit_cast<Vec<Int<T>>>(shifted[k]) << B::kMantissa);
+    q[k] *= r[k];
+  }
+  return e;
+}
+
+// In place.
+template <class T, int Count>
+inline __attribute__((always_inline)) void exp2_each(Vec<T> (&x)[Count]) {
+  const Exp2Parts<T, Count> e = exp2_parts<T, Count>(x);
+#pragma GCC unroll 8
+  for (int k = 0; k < Count; ++k) x[k] = fma(e.power[k], e.fraction[k], e.power[k]);
 }
 
 template <class T>
 inline Vec<T> exp2(Vec<T> x) {
-  const Exp2Parts<T> e = exp2_parts<T>(x);
-  return fma(e.power, e.fraction, e.power);
+  Vec<T> one[1] = {x};
+  exp2_each<T, 1>(one);
+  return one[0];
 }
 
 template <class T>
@@ -58,8 +81,9 @@ inline Vec<T> tanh(Vec<T> x) {
   using V = Vec<Int<T>>;
   const V sign = bit_cast<V>(x) & (V{} + (Int<T>{1} << (8 * sizeof(T) - 1)));
   const Vec<T> magnitude = bit_cast<Vec<T>>(bit_cast<V>(x) ^ sign);
-  const Exp2Parts<T> e = exp2_parts<T>(magnitude * (-2 * kLog2E<T>));
-  const Vec<T> below_one = fma(e.power, e.fraction, e.power - static_cast<T>(1));
+  const Vec<T> exponent[1] = {magnitude * (-2 * kLog2E<T>)};
+  const Exp2Parts<T, 1> e = exp2_parts<T, 1>(exponent);
+  const Vec<T> below_one = fma(e.power[0], e.fraction[0], e.power[0] - static_cast<T>(1));
   const Vec<T> t = (Vec<T>{} - below_one) / (static_cast<T>(2) + below_one);
   return bit_cast<Vec<T>>(bit_cast<V>(t) | sign);
 }
