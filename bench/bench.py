@@ -1,6 +1,7 @@
 """How fast attile is: a line a case, beside the rivals that are installed and the ceilings of this machine, all in one run.
 
     python bench/bench.py forward                  one suite: forward, decode, mla, overhead
+    python bench/bench.py gpu-forward gpu-decode   on a GPU, with torch: gpu-forward, gpu-decode, gpu-mla, gpu-backward
     python bench/bench.py forward -k fp32          its cases with "fp32" in their name
     python bench/bench.py decode --save run.json --plot run.png
     python bench/bench.py forward --time-limit 60  fewer repeats, about so many seconds
@@ -10,7 +11,8 @@
 An answer is checked against the float64 reference before it is timed. Times are medians of interleaved repeats; operations are counted from
 the mask; percentages are of what roofline.py measures in the same run with the same number of threads: the multiply-adds (bfloat16: the
 dot products) of the kernel's instruction set, and the memory read rate. "2.0x" beside a rival means that attile takes half its time. Cold
-caches are rotated, so that every call reads its keys and values from memory.
+caches are rotated, so that every call reads its keys and values from memory. On a GPU calls are timed by events, the L2 cache flushed before each
+(gpu_timing.py), and compared with a matrix product, a read and a copy.
 """
 
 import argparse
@@ -35,7 +37,7 @@ import rivals_onnx
 import rivals_vllm
 import roofline
 import timing
-from suites import SUITES
+from suites import GPU_SUITES, SUITES
 
 import attile
 
@@ -51,7 +53,6 @@ RIVALS = {
     "sglang-mla": rivals_mla.sglang,
     "torch-decompress": rivals_mla.torch_decompress,
 }
-PAUSE = 0.01  # seconds: OpenMP's threads spin for a while after a call
 
 
 def main(arguments=None):
@@ -64,19 +65,22 @@ def main(arguments=None):
             return print(tables)
         args.into.write_text(report.insert(args.into.read_text(), tables))
         return None
-    run, failed = {"machine": machine(), "clock": args.clock, "peaks": {}, "cases": []}, []
+    with_gpus = any(suite in GPU_SUITES for suite in args.suite)
+    if with_gpus:
+        RIVALS.update(gpu_rivals())
+    run, ceilings, failed = {"machine": machine(with_gpus), "clock": args.clock, "peaks": {}, "cases": []}, {}, []
     print(report.machine_line(run["machine"]), flush=True)
     for suite in args.suite:
         cases = [problem for problem in SUITES[suite]() if args.filter in problem.id]
         end = None if args.time_limit is None else time.monotonic() + args.time_limit
         for i, problem in enumerate(cases):
-            if problem.threads not in run["peaks"]:
-                peaks = roofline.measure(problem.threads)
-                run["peaks"][problem.threads] = {"flops": peaks.flops, "reads": peaks.reads}
+            if problem.place not in ceilings:
+                peaks = ceilings[problem.place] = problem.ceilings()
+                run["peaks"][problem.place] = {"flops": peaks.flops, "reads": peaks.reads}
                 print(peaks.describe(), flush=True)
             if i == 0:
                 print(report.head(suite), flush=True)
-            peaks = roofline.Roofline(problem.threads, **run["peaks"][problem.threads])
+            peaks = ceilings[problem.place]
             share = None if end is None else max(0.0, end - time.monotonic()) / (len(cases) - i)
             try:
                 row = {"suite": suite} | run_case(problem, args, peaks, share)
@@ -106,24 +110,25 @@ def run_case(problem, args, peaks, share):
     judges = list(problem.judges(sets))
     mine = problem.attile(sets)
     problems.check(problem, mine.to_numpy(mine.calls[0]()), judges)
-    contenders, refused = {"attile": mine.calls}, {}
+    contenders, refused = {"attile": problem.ready(mine.calls)}, {}
     for name in problem.rivals:
         if name in args.without:
             continue
         try:
             rival = RIVALS[name](problem, sets)
             fault = problems.wrong(rival.to_numpy(rival.calls[0]()), problem.dtype, judges)
+            timed = problem.ready(rival.calls) if fault is None else None
         except problems.Refused as reason:
             refused[name] = str(reason)
         except Exception as error:  # noqa: BLE001 - what a rival throws is its own affair; it is told, not timed
             refused[name] = f"fails: {type(error).__name__}: {error}".splitlines()[0][:100]
         else:
             if fault is None:
-                contenders[name] = rival.calls
+                contenders[name] = timed
             else:
                 refused[name] = f"wrong: {fault}"
     budget = None if share is None else max(0.0, share - (time.monotonic() - begin))
-    times = timing.interleaved(contenders, args.repeats, args.clock, args.least, budget, PAUSE if problem.threads > 1 else 0.0)
+    times = problem.times(contenders, args, budget)
     best = times["attile"]
     roof, rate = peaks.roof(plan["isa"], problem.dtype)
     return {
@@ -148,7 +153,14 @@ def run_case(problem, args, peaks, share):
     }
 
 
-def machine():
+def gpu_rivals():
+    """Those of the GPU suites, which need torch."""
+    from rivals_gpu import RIVALS as more
+
+    return more
+
+
+def machine(with_gpus):
     """What the figures were taken on."""
     import platform
 
@@ -158,6 +170,7 @@ def machine():
         versions |= report.version_of(name, package)
     return {
         "cpu": report.cpu_name(),
+        "gpus": [gpu["name"] for gpu in config["gpus"]] if with_gpus else [],
         "features": [name for name, here in config["cpu_features"].items() if here],
         "cores": len(os.sched_getaffinity(0)),
         "versions": versions,
@@ -173,7 +186,7 @@ def parse_arguments(arguments):
     parser.add_argument("--least", type=float, default=2e-3, metavar="SECONDS", help="of one measurement; default: %(default)s")
     parser.add_argument("--kernel", help="force a kernel or an instruction set")
     parser.add_argument("--clock", choices=timing.CLOCKS, default="wall", help="cpu: time of the calling thread, for one thread on a shared machine")
-    parser.add_argument("--without", nargs="*", default=[], choices=RIVALS, help="rivals to leave out")
+    parser.add_argument("--without", nargs="*", default=[], help="rivals to leave out")
     parser.add_argument("--save", help="write everything to this JSON file")
     parser.add_argument("--plot", help="draw the run into this PNG file (needs matplotlib)")
     parser.add_argument("--from", dest="source", nargs="+", default=[], help="saved runs for readme")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import roofline
+import timing
 import tolerance
 from cases import Case, numpy_dtype
 
@@ -16,6 +17,7 @@ import attile
 
 COLD_CACHES = 3  # a working set of so many last caches is read from memory
 CHECKED_ROWS = 16
+PAUSE = 0.01  # seconds: OpenMP's threads spin for a while after a call
 
 
 class Refused(Exception):
@@ -40,6 +42,22 @@ class Problem:
     kernel: str | None = None
     cold: bool = False
     bound: str = "flops"  # or bytes: what the roof is
+
+    @property
+    def place(self):
+        """What is measured together with the ceilings: so many threads, or the GPU."""
+        return self.threads
+
+    def ceilings(self):
+        return roofline.measure(self.threads)
+
+    def ready(self, calls):
+        """What `times` takes in place of a contender's calls."""
+        return calls
+
+    def times(self, contenders, args, budget):
+        pause = PAUSE if self.threads > 1 else 0.0
+        return timing.interleaved(contenders, args.repeats, args.clock, args.least, budget, pause)
 
     @property
     def config(self):

@@ -27,7 +27,8 @@ def cpu_name():
 
 def machine_line(machine):
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['features'])}; {versions}"
+    gpus = "".join(f"{name}; " for name in machine.get("gpus", ()))
+    return f"{gpus}{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['features'])}; {versions}"
 
 
 # ---------------------------------------------------------------- the table
@@ -78,7 +79,7 @@ def comparison(old, new):
 
 # ---------------------------------------------------------------- README
 
-ROOFS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 dot", "avx512": "FMA", "avx2": "AVX2 FMA"}
+ROOFS = {"matmul_bf16": "matmul", "amx_bf16": "AMX", "avx512_bf16": "AVX-512 dot", "avx512": "FMA", "avx2": "AVX2 FMA"}
 
 
 def readme(runs):
@@ -111,7 +112,9 @@ def rate(row):
     if row["suite"] == "overhead":
         return f"{1e3 * row['ms']:.1f} us"
     more = "" if row["of_one_thread"] is None else f", {row['of_one_thread']:.2f}x of one thread"
-    return (f"{row['gbytes']:.1f} GB/s" if row["bound"] == "bytes" else f"{row['gflops']:.0f} GFLOP/s") + more
+    if row["bound"] == "bytes":
+        return f"{row['gbytes']:.{0 if row['gbytes'] >= 1000 else 1}f} GB/s" + more
+    return (f"{row['gflops'] / 1e3:.0f} TFLOP/s" if row["suite"].startswith("gpu-") else f"{row['gflops']:.0f} GFLOP/s") + more
 
 
 def share(row):

@@ -99,4 +99,16 @@ def overhead_suite():
     yield WrapperRun(id="fp32-mla-wrapper-run", case=MlaCase(id="", batch=1, seqlen_k=1, heads=1, latent=8, rope=8))
 
 
-SUITES = {"forward": forward_suite, "decode": decode_suite, "mla": mla_suite, "overhead": overhead_suite}
+def on_gpu(name):
+    """A suite of gpu_suites.py, which is imported when it is asked for."""
+
+    def suite():
+        import gpu_suites
+
+        return gpu_suites.GPU_SUITES[name]()
+
+    return suite
+
+
+GPU_SUITES = {name: on_gpu(name) for name in ("gpu-forward", "gpu-decode", "gpu-mla", "gpu-backward")}
+SUITES = {"forward": forward_suite, "decode": decode_suite, "mla": mla_suite, "overhead": overhead_suite} | GPU_SUITES
