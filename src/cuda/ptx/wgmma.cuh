@@ -53,6 +53,8 @@ __device__ __forceinline__ uint32_t descriptor_mn_major(uint32_t address, uint32
 // rs: A is in registers. kTransposeB: B is stored [k][n], n contiguous (16-bit elements only). accumulate: 0 overwrites d.
 #define ATTILE_EIGHT(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define ATTILE_TEXT_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define ATTILE_REGISTERS_16 ATTILE_EIGHT(0), ATTILE_EIGHT(8)
 #define ATTILE_TEXT_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22," \
   " %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ATTILE_REGISTERS_32 ATTILE_EIGHT(0), ATTILE_EIGHT(8), ATTILE_EIGHT(16), ATTILE_EIGHT(24)
@@ -64,6 +66,8 @@ __device__ __forceinline__ uint32_t descriptor_mn_major(uint32_t address, uint32
 #define ATTILE_REGISTERS_64 ATTILE_REGISTERS_48, ATTILE_EIGHT(48), ATTILE_EIGHT(56)
 #define ATTILE_TEXT_80 ATTILE_TEXT_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define ATTILE_REGISTERS_80 ATTILE_REGISTERS_64, ATTILE_EIGHT(64), ATTILE_EIGHT(72)
+#define ATTILE_TEXT_96 ATTILE_TEXT_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define ATTILE_REGISTERS_96 ATTILE_REGISTERS_80, ATTILE_EIGHT(80), ATTILE_EIGHT(88)
 #define ATTILE_TEXT_128 ATTILE_TEXT_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96," \
   " %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115," \
   " %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
@@ -99,11 +103,13 @@ __device__ __forceinline__ uint32_t descriptor_mn_major(uint32_t address, uint32
                    : ATTILE_REGISTERS_##count : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)); \
   }
 
+ATTILE_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22)
 ATTILE_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
 ATTILE_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 ATTILE_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
 ATTILE_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 ATTILE_WGMMA(160, 80, 80, 81, 82, 83, 84, 85, 86)
+ATTILE_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 ATTILE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 
 }  // namespace attile::cuda::ptx

@@ -1,0 +1,39 @@
+// The compiled kernels; each file bf16_*.cu, f16_*.cu has some.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <span>
+
+#include "cuda/mla_decode/sm90/params.hpp"
+
+namespace attile::cuda::mla_sm90 {
+
+// Arrays of 16-bit elements as TMA sees them: [outer][rows][columns], strides in elements.
+struct Matrix {
+  const void* base;
+  int64_t columns, rows, stride, outer, outer_stride;
+};
+struct Arrays {
+  Matrix ckv, kpe, q_nope, q_pe;
+};
+
+struct Instance {
+  int latent, rope;  // most columns; rope of heads: of all heads together
+  bool head_rope, gathered;
+  int most_tiles;    // of 64 rows: above, bytes are not the limit and another instance is faster
+  int block_n;       // keys a block
+  void (*launch)(const Params&, const Arrays&, void* stream);
+};
+
+// Of these that take a problem the first is the fastest.
+std::span<const Instance> bf16_small();
+std::span<const Instance> bf16_512();
+std::span<const Instance> f16_small();
+std::span<const Instance> f16_512();
+
+// Boxes of box_rows x 64 columns, swizzled over 128 bytes; what lies past an edge reads as zero.
+CUtensorMap box_map(const Matrix& m, int box_rows, bool half);
+
+}  // namespace attile::cuda::mla_sm90

@@ -1,0 +1,43 @@
+// Split-KV MLA decode, absorbed form, Hopper.
+//
+//   s[r, t] = softmax_scale * (q_nope[r] . ckv[t] + q_pe[r] . kpe[t]),   o[r] = softmax(s[r]) . ckv,   r = (query token, head)
+//
+// A block takes 64 rows of one part (plan.cuh): a run of key blocks over one or more requests. Three warpgroups:
+//   score        S = Q K^T, softmax, P to shared memory; most of Q in registers, which leaves shared memory for keys
+//   left, right  half of O's columns each; they issue the loads
+//
+// Cost a block of 64 keys, L = 512, R = 64: 64 x 576 x 2 bytes; 2 * 64 * 64 * (576 + 512) operations, 2176 tensor-core cycles.
+// Limits: launch.cpp says them to who asks.
+#pragma once
+
+#include "cuda/mla_decode/sm90/join.cuh"
+#include "cuda/mla_decode/sm90/output.cuh"
+#include "cuda/mla_decode/sm90/score.cuh"
+
+namespace attile::cuda::mla_sm90 {
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid_constant__ Params p, const __grid_constant__ Maps maps) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  SharedStorage<T>& sm = *reinterpret_cast<SharedStorage<T>*>(shared);
+  if (threadIdx.x == 128)
+    ptx::tma_prefetch_descriptor(&maps.ckv), ptx::tma_prefetch_descriptor(&maps.kpe), ptx::tma_prefetch_descriptor(&maps.q_nope),
+        ptx::tma_prefetch_descriptor(&maps.q_pe);
+  if (threadIdx.x == 0) sm.pipe.init();
+  wait_for_dependencies();  // the plan
+  if (threadIdx.x < sizeof(Part) / 16) reinterpret_cast<int4*>(&sm.part)[threadIdx.x] = reinterpret_cast<const int4*>(p.part + blockIdx.y)[threadIdx.x];
+  __syncthreads();
+  const Segments seg{p, sm.part, T::kN, static_cast<int>(blockIdx.x)};
+  const int role = threadIdx.x / 128;
+  if (role == 0) {
+    ptx::registers_raise<kScoreRegisters>();
+    score<T>(sm, seg);
+  } else {
+    ptx::registers_lower<kOutRegisters>();
+    output<T>(sm, seg, role - 1, maps);
+    join<T>(reinterpret_cast<float*>(sm.latent[0][(role - 1) * T::kHalfBoxes]), seg, role - 1);  // the ring is free now
+    if (p.packed) clear_rows_behind(p, threadIdx.x - 128);
+  }
+}
+
+}  // namespace attile::cuda::mla_sm90

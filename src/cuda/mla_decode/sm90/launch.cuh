@@ -1,0 +1,45 @@
+// Included by the files that compile kernels.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/device.hpp"
+#include "cuda/mla_decode/sm90/instances.hpp"
+#include "cuda/mla_decode/sm90/kernel.cuh"
+
+namespace attile::cuda::mla_sm90 {
+
+template <class T>
+void launch(const Params& p, const Arrays& a, void* stream) {
+  using Storage = SharedStorage<T>;
+  static_assert(sizeof(Storage) <= T::kShared);
+  constexpr bool half = std::is_same_v<typename T::Element, F16>;
+  const Maps maps{box_map(a.ckv, T::kN, half), box_map(a.kpe, T::kN, half), box_map(a.q_nope, T::kN, half), box_map(a.q_pe, T::kN, half)};
+  const auto kernel = mla_decode_kernel<T>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)), "preparing mla_decode_sm90");
+  cudaLaunchAttribute attributes[2];
+  // Its blocks may begin while the plan is made.
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  // Parts of one request wait for each other, so all are to be resident.
+  attributes[1].id = cudaLaunchAttributeCooperative;
+  attributes[1].val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(p.tiles), static_cast<unsigned>(p.parts));
+  config.blockDim = dim3(T::kThreads);
+  config.dynamicSmemBytes = sizeof(Storage);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  config.numAttrs = p.parts > 1 ? 2 : 1;
+  check(cudaLaunchKernelEx(&config, kernel, p, maps), "launching mla_decode_sm90");
+}
+
+// Products are the limit of what has more row tiles.
+constexpr int kAnyTiles = 1 << 30;
+
+template <class T>
+constexpr Instance instance_of(int most_tiles = kAnyTiles) {
+  return {T::kLatentBoxes * 64, T::kRopeBoxes * 64, T::kHeadRope, T::kGathered, most_tiles, T::kN, launch<T>};
+}
+
+}  // namespace attile::cuda::mla_sm90

@@ -1,0 +1,259 @@
+// The two output warpgroups: left and right half of O's columns. O = O * scale + P V, V being the latent part of the keys, read MN-major;
+// then the half's next load (each refills what it has used, without asking the other), and the request's rows to memory.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/mla_decode/sm90/gather.cuh"
+#include "cuda/mla_decode/sm90/loads.cuh"
+#include "cuda/mla_decode/sm90/walk.cuh"
+
+namespace attile::cuda::mla_sm90 {
+
+// Four lanes have each a quarter (2 columns) of four 8-column groups: lane q gets all of group q.
+__device__ __forceinline__ int4 gather_group(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+  const uint32_t ab = __shfl_xor_sync(~0u, odd ? a : b, 1), cd = __shfl_xor_sync(~0u, odd ? c : d, 1);
+  if (odd) a = ab, c = cd;
+  else b = ab, d = cd;
+  const uint32_t ac = __shfl_xor_sync(~0u, high ? a : c, 2), bd = __shfl_xor_sync(~0u, high ? b : d, 2);
+  if (high) a = ac, b = bd;
+  else c = ac, d = bd;
+  return make_int4(a, b, c, d);
+}
+
+template <class T>
+struct Output {
+  float o[T::kHalfBoxes * 32];
+  static constexpr int kCount = T::kHalfBoxes * 32;
+
+  __device__ __forceinline__ void rescale(float scale0, float scale1) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) o[i] *= scale0, o[i + 1] *= scale0, o[i + 2] *= scale1, o[i + 3] *= scale1;
+  }
+  // The columns of row e (0: row0, 1: row0 + 8) to a 16-bit row; columns: how many there are from `out` on.
+  __device__ __forceinline__ void store(uint16_t* out, bool aligned, int e, float inv, bool live, int columns) {
+    const int q = threadIdx.x & 3;
+    if (!aligned) {
+#pragma unroll
+      for (int g = 0; g < T::kHalfBoxes * 8; ++g)
+        if (live && g * 8 < columns) {
+          const uint32_t x = T::Element::pack(o[g * 4 + e * 2] * inv, o[g * 4 + e * 2 + 1] * inv);
+          out[g * 8 + q * 2] = static_cast<uint16_t>(x), out[g * 8 + q * 2 + 1] = static_cast<uint16_t>(x >> 16);
+        }
+      return;
+    }
+#pragma unroll
+    for (int g = 0; g < T::kHalfBoxes * 8; g += 4) {
+      uint32_t x[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[j] = T::Element::pack(o[(g + j) * 4 + e * 2] * inv, o[(g + j) * 4 + e * 2 + 1] * inv);
+      const int4 v = gather_group(x[0], x[1], x[2], x[3]);
+      if (live && (g + q) * 8 < columns) *reinterpret_cast<int4*>(out + (g + q) * 8) = v;
+    }
+  }
+  // Likewise to a float32 row: 32 bytes of a row by four lanes.
+  __device__ __forceinline__ void store_partial(float* out, int e, float inv, bool live, int columns) {
+    const int q = threadIdx.x & 3;
+#pragma unroll
+    for (int g = 0; g < T::kHalfBoxes * 8; ++g)
+      if (live && g * 8 < columns) *reinterpret_cast<float2*>(out + g * 8 + q * 2) = make_float2(o[g * 4 + e * 2] * inv, o[g * 4 + e * 2 + 1] * inv);
+  }
+};
+
+// Rows from `first` on, at most 64, of a request without keys: lse is that of the sinks.
+inline __device__ __noinline__ void clear_rows(const Segments& seg, int r, int half, int half_columns) {
+  const Params& p = seg.p;
+  const int rows = seg.rows(r), first = seg.m_block * 64, t = threadIdx.x & 127;
+  const int begin = half * half_columns, end = min(p.latent, begin + half_columns);
+  for (int row = first; row < min(rows, first + 64); ++row) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(p.out) + seg.out_at(r, row);
+    for (int c = begin + t; c < end; c += 128) out[c] = 0;
+    if (half == 0 && t == 0) seg.store_lse(r, row, p.sink_log2 ? p.sink_log2[row % p.heads] : -INFINITY);
+  }
+}
+
+// A whole request's row with its sinks: 1 / sum and lse, base 2.
+__device__ __forceinline__ void add_sinks(float sink, float& inv_sum, float& lse) {
+  const float high = fmaxf(lse, sink);
+  if (high == -INFINITY) return;
+  const float total = high + log2f(exp2f(lse - high) + exp2f(sink - high));
+  inv_sum *= exp2f(lse - total), lse = total;
+}
+
+// A request's rows, whole or as a part's partial result.
+template <class T>
+__device__ __forceinline__ void store_rows(const Segments& seg, int r, int half, Output<T>& out, float inv0, float inv1, float lse0, float lse1) {
+  const Params& p = seg.p;
+  const int t = threadIdx.x & 127, lane = t & 31, row0 = t / 32 * 16 + lane / 4, rows = seg.rows(r);
+  const int slot = seg.slot(r);
+  const int columns = p.latent - half * T::kOutN;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int row = seg.m_block * T::kM + row0 + e * 8;
+    const bool live = row < rows, lead = live && (lane & 3) == 0;
+    float inv = e ? inv1 : inv0, lse = e ? lse1 : lse0;
+    if (slot < 0) {
+      if (p.sink_log2) add_sinks(p.sink_log2[row % p.heads], inv, lse);
+      if (lead && half == 0) seg.store_lse(r, row, lse);
+      out.store(reinterpret_cast<uint16_t*>(p.out) + (live ? seg.out_at(r, row) : 0) + half * T::kOutN, p.out_aligned, e, inv, live, columns);
+    } else {
+      const int64_t at = static_cast<int64_t>(slot) * p.seqlen_q * p.heads + row;
+      if (lead) p.lse_parts[static_cast<int64_t>(half) * 2 * p.parts * p.seqlen_q * p.heads + at] = lse;
+      out.store_partial(p.out_parts + at * p.latent + half * T::kOutN, e, inv, live, columns);
+    }
+  }
+  if (slot >= 0) {  // tell those who have the request's other parts
+    ptx::named_barrier_sync(2 + half, 128);
+    if (t == 0) add_release(p.arrived + (static_cast<int64_t>(r) * p.tiles + seg.m_block) * 2 + half, 1);
+  }
+}
+
+// The ring's loads as an output warpgroup issues them.
+template <class T>
+struct Refill {
+  SharedStorage<T>& sm;
+  const Segments& seg;
+  const Maps& maps;
+  int half;
+  [[no_unique_address]] std::conditional_t<T::kGathered, Gather<T>, Entry> gather{};
+
+  __device__ __forceinline__ bool loads() const { return T::kGathered || threadIdx.x % 128 < 32; }  // warp 0, or all
+
+  // The first entries. At first queries alone: they need no page number.
+  __device__ __forceinline__ void fill(bool queries) {
+    if (!loads()) return;
+    if constexpr (T::kGathered) {
+      if (queries) return;
+      gather.ask_page(sm.entry(half, 0), seg);
+    }
+#pragma unroll 1
+    for (int i = 0; i < T::kLatentStages; ++i) {
+      const volatile Entry& e = sm.entry(half, i);
+      if constexpr (T::kGathered) {
+        if (e.at == kEnd) continue;
+        gather.latent(sm, i, half, e, maps, seg);
+        if (half == 1 && i < T::kRopeStages) gather.rope(sm, i, e, maps, seg);
+        gather.ask_page(sm.entry(half, i + 1), seg);
+      } else {
+        if (e.at != kEnd && (e.at <= kQ) == queries && ptx::elect_one()) {
+          if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, seg);
+          load_latent<T>(sm, i, half, e, maps, seg);
+        }
+      }
+      __syncwarp();
+    }
+  }
+  // Rope keys of a later block over P(n), which both warpgroups must have used.
+  __device__ __forceinline__ void rope(uint32_t n) {
+    const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
+    if (half == 0 || !loads() || e.at == kEnd) return;
+    sm.pipe.wait_free(n, 0), sm.pipe.wait_free(n, 1);
+    if constexpr (T::kGathered) gather.rope(sm, n + T::kRopeStages, e, maps, seg);
+    else if (ptx::elect_one()) load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
+    __syncwarp();
+  }
+  // This half of block n, which this warpgroup has used.
+  __device__ __forceinline__ void latent(uint32_t n) {
+    const uint32_t m = n + T::kLatentStages;
+    const volatile Entry& e = sm.entry(half, m);
+    if (!loads() || e.at == kEnd) return;
+    sm.pipe.wait_free(n, half);
+    if constexpr (T::kGathered) {
+      gather.latent(sm, m, half, e, maps, seg);
+      gather.ask_page(sm.entry(half, m + 1), seg);
+    } else if (ptx::elect_one()) {
+      load_latent<T>(sm, m, half, e, maps, seg);
+    }
+    __syncwarp();
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg, int half, const Maps& maps) {
+  using E = typename T::Element;
+  const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
+  const int row0 = warp * 16 + lane / 4;
+  uint32_t n = 0;  // ring entries so far
+  auto walk_to = [&](int from, int to) {
+    if (warp == 1 && lane == 0) {
+#pragma unroll 1
+      for (int i = from; i < to; ++i) walk_step<T>(sm.walk[half], sm.entries[half][i], seg);
+    }
+  };
+  if (warp == 1 && lane == 0) walk_start<T>(sm.walk[half], seg);
+  constexpr int kFirst = T::kLatentStages + T::kGathered;
+  walk_to(0, kFirst);
+  ptx::named_barrier_sync(2 + half, 128);
+  Refill<T> refill{sm, seg, maps, half};
+  refill.fill(true);
+  ptx::cp_async_wait();
+  ptx::named_barrier_sync(2 + half, 128);
+  refill.fill(false);
+  walk_to(kFirst, kAhead);  // these wait for nothing but the first block's barriers
+  if (warp == 1 && !T::kGathered) ptx::cp_async_wait();
+  __syncwarp();
+  auto advance = [&] {  // entry n is used up, and P
+    sm.pipe.release(n, half);
+    refill.rope(n);
+    refill.latent(n);
+    if (warp == 1) {
+      if (lane == 0) {
+        if (!T::kGathered) ptx::cp_async_wait();  // the last step's page number
+        walk_step<T>(sm.walk[half], sm.entries[half][(n + kAhead) % kEntries], seg);
+      }
+      __syncwarp();
+    }
+    ++n;
+  };
+#pragma unroll 1
+  for (int r = seg.part.r0; r <= seg.part.r1; ++r) {
+    int left = seg.count(r);
+    if (left <= 0) {
+      if (seg.kv_len(r) == 0) clear_rows(seg, r, half, T::kOutN);
+      continue;
+    }
+#pragma unroll 1
+    for (int e = seg.q_entries(r); e > 0; --e) {
+      sm.pipe.wait_p(n, half);
+      advance();
+    }
+    Output<T> out;
+    float inv0, inv1, lse0, lse1;
+    int accumulate = 0;
+#pragma unroll 1
+    for (; left > 0; --left) {
+      sm.pipe.wait_p(n, half);
+      const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
+      const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
+      if (accumulate && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
+      const uint64_t pd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot][0]));
+      const uint64_t vd = values_descriptor(ptx::shared_address(sm.latent[slot][half * T::kHalfBoxes]), T::kBoxBytes);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < T::kN / 16; ++k) ptx::wgmma_ss<E, 1>(out.o, pd + k * 2, vd + k * 128, accumulate | k);
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<0>();
+      ptx::pin(out.o);
+      if (left == 1) inv0 = sm.inv_sum[rope_slot][row0], inv1 = sm.inv_sum[rope_slot][row0 + 8], lse0 = sm.lse[rope_slot][row0], lse1 = sm.lse[rope_slot][row0 + 8];
+      advance();
+      accumulate = 1;
+    }
+    store_rows<T>(seg, r, half, out, inv0, inv1, lse0, lse1);
+  }
+}
+
+// Rows of packed queries behind the last request.
+__device__ __forceinline__ void clear_rows_behind(const Params& p, int half_threads) {
+  const Request last = p.request[p.batch - 1];
+  const int first = last.q_first + last.q_len;
+  const int64_t rows = static_cast<int64_t>(p.q_tokens - first) * p.heads, step = static_cast<int64_t>(gridDim.x) * gridDim.y;
+  for (int64_t row = blockIdx.y * gridDim.x + blockIdx.x; row < rows; row += step) {
+    const int token = first + static_cast<int>(row / p.heads), head = static_cast<int>(row % p.heads);
+    uint16_t* out = reinterpret_cast<uint16_t*>(p.out) + token * p.out_token + head * p.out_head;
+    for (int c = half_threads; c < p.latent; c += 256) out[c] = 0;
+    if (half_threads == 0 && p.lse) p.lse[token * p.lse_token + head * p.lse_head] = -INFINITY;
+  }
+}
+
+}  // namespace attile::cuda::mla_sm90

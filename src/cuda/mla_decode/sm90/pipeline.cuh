@@ -1,0 +1,68 @@
+// The ring of key blocks and what its barriers promise. The only file that counts phases: block n has latent slot n % kStages and rope slot
+// n % kRopeStages, and every barrier flips once an entry (a block of keys, or queries).
+//
+//   latent_full  a half of a block's latents is in shared memory     (TMA; gathered: the 128 threads whose copies they are)
+//   rope_full    so are its rope keys                                (likewise)
+//   s_done       all four score warps have read the block's rope keys: P may overwrite them
+//   P            named barriers (they wake faster): P, the rescale factors and, with a request's last block, 1 / sum and lse are
+//                written; or: Q has been taken. score arrives, left or right waits: one for each and each rope slot
+//   latent_free  an output warpgroup has done with its half, and with P
+#pragma once
+
+#include "cuda/mla_decode/sm90/ptx.cuh"
+
+namespace attile::cuda::mla_sm90 {
+
+template <int kStages, int kRopeStages, bool kGathered>
+struct Pipeline {
+  uint64_t latent_full[kStages][2], latent_free[kStages][2], rope_full[kRopeStages], s_done[kRopeStages];
+
+  __device__ __forceinline__ void init() {
+    constexpr int kWriters = kGathered ? 128 : 1;
+    for (int i = 0; i < kStages; ++i)
+      for (int h = 0; h < 2; ++h) ptx::mbarrier_init(at(latent_full[i][h]), kWriters), ptx::mbarrier_init(at(latent_free[i][h]), 4);
+    for (int i = 0; i < kRopeStages; ++i) ptx::mbarrier_init(at(rope_full[i]), kWriters), ptx::mbarrier_init(at(s_done[i]), 4);
+    ptx::fence_barrier_init();
+  }
+  static __device__ __forceinline__ int slot(uint32_t n) { return n % kStages; }
+  static __device__ __forceinline__ int rope_slot(uint32_t n) { return n % kRopeStages; }
+
+  // ---- score
+  __device__ __forceinline__ bool latent_ready(uint32_t n) {  // its first half; the same answer in every lane
+    return __all_sync(~0u, mbarrier_test(at(latent_full[slot(n)][0]), n / kStages & 1));
+  }
+  __device__ __forceinline__ void wait_latent(uint32_t n, int half) {
+    mbarrier_wait(at(latent_full[slot(n)][half]), n / kStages & 1);
+    if constexpr (kGathered) ptx::fence_async_proxy();
+  }
+  __device__ __forceinline__ void wait_rope(uint32_t n) {
+    mbarrier_wait(at(rope_full[rope_slot(n)]), n / kRopeStages & 1);
+    if constexpr (kGathered) ptx::fence_async_proxy();
+  }
+  __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(s_done[rope_slot(n)]); }
+  __device__ __forceinline__ void wait_s(uint32_t n) { mbarrier_wait(at(s_done[rope_slot(n)]), n / kRopeStages & 1); }
+  // What this thread wrote is for wgmma: the async proxy.
+  __device__ __forceinline__ void publish(uint32_t n) {
+    ptx::fence_async_proxy();
+    __syncwarp();
+    ptx::named_barrier_arrive(p_barrier(n, 0), 256), ptx::named_barrier_arrive(p_barrier(n, 1), 256);
+  }
+
+  // ---- left, right
+  __device__ __forceinline__ void wait_p(uint32_t n, int half) { ptx::named_barrier_sync(p_barrier(n, half), 256); }
+  __device__ __forceinline__ void release(uint32_t n, int half) { arrive(latent_free[slot(n)][half]); }
+  // By who refills: every warp that used the half of block n is through.
+  __device__ __forceinline__ void wait_free(uint32_t n, int half) { mbarrier_wait(at(latent_free[slot(n)][half]), n / kStages & 1); }
+  __device__ __forceinline__ uint32_t latent_barrier(uint32_t n, int half) { return at(latent_full[slot(n)][half]); }
+  __device__ __forceinline__ uint32_t rope_barrier(uint32_t n) { return at(rope_full[rope_slot(n)]); }
+
+ private:
+  static __device__ __forceinline__ int p_barrier(uint32_t n, int half) { return 4 + half * kRopeStages + rope_slot(n); }
+  static __device__ __forceinline__ uint32_t at(uint64_t& bar) { return ptx::shared_address(&bar); }
+  static __device__ __forceinline__ void arrive(uint64_t& bar) {  // one arrival a warp
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) ptx::mbarrier_arrive(at(bar));
+  }
+};
+
+}  // namespace attile::cuda::mla_sm90

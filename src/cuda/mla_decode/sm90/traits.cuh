@@ -1,0 +1,125 @@
+// The kernel's compile-time shape (Traits), its shared memory, and a part's list of requests (Segments).
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/mla_decode/sm90/params.hpp"
+#include "cuda/mla_decode/sm90/pipeline.cuh"
+#include "cuda/tile/element.cuh"
+
+namespace attile::cuda::mla_sm90 {
+
+// How the rope part meets the keys, and how keys are loaded.
+enum class Rope { shared, heads };   // heads: a row of 16 columns for each head
+enum class Keys { boxes, gathered };  // boxes by TMA: kN rows of one page; gathered: row by row, pages of any size
+
+// L up to 64 * kLatentBoxes columns, shared rope up to 64 * kRopeBoxes (rope of heads: all their columns). kStages: key blocks in shared
+// memory. More is not better where bytes are the limit: 2 of 72 KB beat 3, 3 of 36 KB beat 6 (docs/hopper-mla.md).
+template <class Element_, int kLatentBoxes_, int kRopeBoxes_, int kStages, Rope kRope = Rope::shared, Keys kKeys = Keys::boxes>
+struct Traits {
+  using Element = Element_;
+  static constexpr int kM = 64, kN = kRope == Rope::heads ? 32 : 64, kLatentBoxes = kLatentBoxes_, kRopeBoxes = kRopeBoxes_;
+  static constexpr bool kHeadRope = kRope == Rope::heads, kGathered = kKeys == Keys::gathered;
+  static constexpr int kThreads = 384;
+  static constexpr int kBoxBytes = kN * 128;  // kN keys x 64 columns, 128-byte swizzle
+  static constexpr int kAccS = kN / 2;        // accumulator registers of S
+  static constexpr int kHalfBoxes = kLatentBoxes / 2, kOutN = kHalfBoxes * 64;  // columns of an output warpgroup
+  // Q tiles of 64 columns in the score warpgroup's registers (16 each); the others in shared memory.
+  static constexpr int kMaxRegisterTiles = kHeadRope ? 6 : 7;
+  static constexpr int kRegisterTiles = kLatentBoxes < kMaxRegisterTiles ? kLatentBoxes : kMaxRegisterTiles;
+  static constexpr int kLatentSharedTiles = kLatentBoxes - kRegisterTiles;
+  static constexpr int kSharedTiles = kLatentSharedTiles + (kHeadRope ? 0 : kRopeBoxes);
+  static constexpr int kQEntries = kM / kN;  // ring entries that Q takes at most
+  // Shared memory: the most that a block may have; statistics, barriers and walks take less than the second figure.
+  static constexpr int kShared = 232448, kSharedSmall = 3072;
+  static constexpr int kRing = kShared - kSharedSmall - kSharedTiles * kM * 128;
+  static constexpr int kLatentBytes = kLatentBoxes * kBoxBytes, kRopeBytes = kRopeBoxes * kBoxBytes;
+  static constexpr int kLatentStages = kStages;
+  static constexpr int kRopeStages = kStages >= 3 && !kGathered && kRing >= 3 * (kLatentBytes + kRopeBytes) ? 3 : 2;
+  static_assert(kStages * kLatentBytes + kRopeStages * kRopeBytes <= kRing);
+  static_assert(kStages <= 6);  // a walk is kAhead entries ahead: at least three more
+  // P(n) is published when S(n + 1) has issued so many of its k-steps; -1: before it begins. With a third block O(n) can wait so long.
+  static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && !kGathered ? 28 : -1;
+};
+
+// The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
+constexpr float kLag = 8;
+
+constexpr int kEntries = 16, kAhead = 9;  // the ring of entries, and how far ahead of its warpgroup a walk is
+
+// What the ring holds. at >= 0: keys, from row `at` of page `page` on (gathered: from key `at` of request `page` on).
+// at = kQ - i: rows kN * i.. of the queries of request `page`.
+struct Entry {
+  int page, at;
+};
+constexpr int kEnd = -1, kQ = -2;
+
+struct Walk {  // see walk.cuh
+  int r, left, q_left, page_no, at;
+};
+
+template <class T>
+struct alignas(1024) SharedStorage {
+  uint8_t latent[T::kLatentStages][T::kLatentBoxes][T::kBoxBytes];
+  uint8_t rope[T::kRopeStages][T::kRopeBoxes][T::kBoxBytes];  // P(n) takes the place of block n's rope keys, which S(n) has used
+  uint8_t q[T::kSharedTiles > 0 ? T::kSharedTiles : 1][T::kM * 128];
+  float scale[T::kRopeStages][T::kM];    // exp2(old max - new max)
+  float inv_sum[T::kRopeStages][T::kM];  // written with a request's last block; as often as P, for the next request may end two entries later
+  float lse[T::kRopeStages][T::kM];      // likewise, base 2
+  Pipeline<T::kLatentStages, T::kRopeStages, T::kGathered> pipe;
+  Walk walk[2];                // left's and right's
+  Entry entries[2][kEntries];  // block m at m % kEntries, written kAhead blocks ahead
+  Part part;
+  __device__ __forceinline__ volatile Entry& entry(int half, uint32_t n) { return entries[half][n % kEntries]; }
+};
+
+// wgmma wants 24 to 30 registers beside its operands, else ptxas serialises it: left, right 128 + 26, score 112 + 32 + 26.
+constexpr int kScoreRegisters = 184, kOutRegisters = 160;  // 184 + 2 * 160 = 3 * 168, what 384 threads start with
+
+// The requests of a part, with this block's range of keys of each.
+struct Segments {
+  const Params& p;
+  const volatile Part& part;  // in shared memory: reread at each use, so that it takes no registers in the loops
+  int block_n, m_block;
+
+  __device__ __forceinline__ int kv_len(int r) const { return r == part.r0 ? part.request0.kv_len : __ldg(&p.request[r].kv_len); }
+  __device__ __forceinline__ int q_len(int r) const { return !p.packed ? p.seqlen_q : r == part.r0 ? part.request0.q_len : __ldg(&p.request[r].q_len); }
+  __device__ __forceinline__ int q_first(int r) const { return !p.packed ? 0 : r == part.r0 ? part.request0.q_first : __ldg(&p.request[r].q_first); }
+  __device__ __forceinline__ int page_begin(int r) const { return r == part.r0 ? part.request0.page_begin : __ldg(&p.request[r].page_begin); }
+  __device__ __forceinline__ int q_batch(int r) const { return p.packed ? 0 : r; }
+  __device__ __forceinline__ int rows(int r) const { return q_len(r) * p.heads; }
+
+  __device__ __forceinline__ int blocks(int r) const { return (kv_len(r) + block_n - 1) / block_n; }
+  __device__ __forceinline__ int begin(int r) const { return r == part.r0 ? part.b0 : 0; }
+  __device__ __forceinline__ int end(int r) const { return r == part.r1 ? part.b1 : blocks(r); }
+  // Blocks of r here; none for a row tile that r does not reach.
+  __device__ __forceinline__ int count(int r) const {
+    if (p.packed && rows(r) <= m_block * 64) return 0;
+    return r == part.r0 ? part.left0 : end(r);
+  }
+  // How many of this part's last blocks of r hold keys that some row does not see.
+  __device__ __forceinline__ int masked(int r) const {
+    const int seen = kv_len(r) - (p.causal ? q_len(r) - 1 : 0);  // by every row
+    return end(r) - max(seen, 0) / block_n;
+  }
+  // -1: this part has all of the request; else where its partial result goes.
+  __device__ __forceinline__ int slot(int r) const {
+    if (begin(r) == 0 && end(r) == blocks(r)) return -1;
+    return 2 * static_cast<int>(blockIdx.y) + (r != part.r0);
+  }
+  // How many ring entries the queries of this row tile take.
+  __device__ __forceinline__ int q_entries(int r) const { return (min(64, rows(r) - m_block * 64) + block_n - 1) / block_n; }
+
+  // Row `row` of request r in out and lse, in elements.
+  __device__ __forceinline__ int64_t out_at(int r, int row) const {
+    const int i = row / p.heads;
+    return q_batch(r) * p.out_batch + (q_first(r) + i) * p.out_token + (row - i * p.heads) * p.out_head;
+  }
+  __device__ __forceinline__ void store_lse(int r, int row, float log2) const {
+    if (!p.lse) return;
+    const int i = row / p.heads;
+    p.lse[q_batch(r) * p.lse_batch + (q_first(r) + i) * p.lse_token + (row - i * p.heads) * p.lse_head] = log2 * p.lse_scale;
+  }
+};
+
+}  // namespace attile::cuda::mla_sm90
