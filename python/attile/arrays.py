@@ -189,7 +189,7 @@ class Torch(ArrayLibrary):
         return sys.modules["torch"].cuda.current_stream(device).cuda_stream
 
 
-def _with_64_bit(jax, wanted):
+def with_64_bit(jax, wanted):
     # jax.enable_x64 is a context since jax 0.8.
     if not wanted or jax.config.jax_enable_x64:
         return contextlib.nullcontext()
@@ -260,7 +260,7 @@ class JAX(ArrayLibrary):
     def launch(self, recipe, arrays, results):
         jax = sys.modules["jax"]
         platform = "cpu" if next(iter(arrays[0].devices())).platform == "cpu" else "CUDA"
-        with _with_64_bit(jax, any(np.dtype(x.dtype).itemsize == 8 for x in arrays)):  # else 64 bits would become 32
+        with with_64_bit(jax, any(np.dtype(x.dtype).itemsize == 8 for x in arrays)):  # else 64 bits would become 32
             return _xla_program(recipe, results, platform)(*arrays)
 
     def empty(self, shape, dtype, like):
@@ -269,7 +269,7 @@ class JAX(ArrayLibrary):
             return None
         if dtype == "uint8":  # scratch: XLA compiles for each size, so let there be few
             shape = (1 << (shape[0] - 1).bit_length(),)
-        with _with_64_bit(jax, dtype == "float64"):
+        with with_64_bit(jax, dtype == "float64"):
             return jax.numpy.empty(shape, dtype, device=like.sharding)
 
     def stream(self, device):
@@ -277,7 +277,7 @@ class JAX(ArrayLibrary):
 
     def adopt(self, buffer, like):
         jax = sys.modules["jax"]
-        with _with_64_bit(jax, like.dtype == np.float64):  # else JAX would turn float64 made in that mode into float32
+        with with_64_bit(jax, like.dtype == np.float64):  # else JAX would turn float64 made in that mode into float32
             array = jax.dlpack.from_dlpack(buffer)
         return array if array.devices() == like.devices() else jax.device_put(array, like.sharding)
 

@@ -105,6 +105,40 @@ cdef extern from "attile/attile.h" nogil:
         const attile_tensor* out_b
         const attile_tensor* lse_b
 
+    ctypedef struct attile_flash_attention_backward_params:
+        size_t struct_size
+        const attile_tensor* dout
+        const attile_tensor* query
+        const attile_tensor* key
+        const attile_tensor* value
+        const attile_tensor* out
+        const attile_tensor* lse
+        const attile_tensor* bias
+        const attile_tensor* cum_seqlens_q
+        const attile_tensor* cum_seqlens_k
+        const attile_tensor* softmax_aux
+        const attile_tensor* dlse
+        const attile_tensor* attention_mask
+        const attile_tensor* q_segment_ids
+        const attile_tensor* kv_segment_ids
+        double softmax_scale
+        double logits_soft_cap
+        double dropout_prob
+        uint64_t dropout_seed
+        int64_t window_left
+        int64_t window_right
+        attile_dtype logits_dtype
+        int32_t has_softmax_scale
+        int32_t has_logits_soft_cap
+        int32_t has_dropout_seed
+        int32_t has_sliding_window
+        int32_t causal
+        int32_t causal_alignment
+        int32_t precision
+        int32_t deterministic
+        int32_t platform
+        attile_config config
+
     ctypedef struct attile_flash_attention_with_kvcache_params:
         size_t struct_size
         const attile_tensor* q
@@ -209,10 +243,13 @@ cdef extern from "attile/attile.h" nogil:
         pass
 
 cdef attile_status flash_attention_create(const attile_flash_attention_params* params, attile_op** op) noexcept nogil
+cdef attile_status flash_attention_backward_create(const attile_flash_attention_backward_params* params, attile_op** op) noexcept nogil
 cdef attile_status merge_states_create(const attile_merge_states_params* params, attile_op** op) noexcept nogil
 cdef attile_status flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op) noexcept nogil
 cdef attile_status mla_attention_create(const attile_mla_attention_params* params, attile_op** op) noexcept nogil
 cdef attile_status mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan) noexcept nogil
+cdef size_t mla_plan_device_bytes(const attile_mla_plan* plan) noexcept nogil
+cdef attile_status mla_plan_to_device(attile_mla_plan* plan, int32_t device_id, void* memory, void* stream) noexcept nogil
 cdef void mla_plan_destroy(attile_mla_plan* plan) noexcept nogil
 cdef attile_status mla_decode_create(const attile_mla_decode_params* params, attile_op** op) noexcept nogil
 cdef attile_status append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void* stream) noexcept nogil

@@ -3,10 +3,13 @@
 
 cdef extern from "attile/attile.h" nogil:
     attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op)
+    attile_status attile_flash_attention_backward_create(const attile_flash_attention_backward_params* params, attile_op** op)
     attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op)
     attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op)
     attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op)
     attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan)
+    size_t attile_mla_plan_device_bytes(const attile_mla_plan* plan)
+    attile_status attile_mla_plan_to_device(attile_mla_plan* plan, int32_t device_id, void* memory, void* stream)
     void attile_mla_plan_destroy(attile_mla_plan* plan)
     attile_status attile_mla_decode_create(const attile_mla_decode_params* params, attile_op** op)
     attile_status attile_append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void* stream)
@@ -29,6 +32,10 @@ cdef attile_status flash_attention_create(const attile_flash_attention_params* p
     return attile_flash_attention_create(params, op)
 
 
+cdef attile_status flash_attention_backward_create(const attile_flash_attention_backward_params* params, attile_op** op) noexcept nogil:
+    return attile_flash_attention_backward_create(params, op)
+
+
 cdef attile_status merge_states_create(const attile_merge_states_params* params, attile_op** op) noexcept nogil:
     return attile_merge_states_create(params, op)
 
@@ -43,6 +50,14 @@ cdef attile_status mla_attention_create(const attile_mla_attention_params* param
 
 cdef attile_status mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan) noexcept nogil:
     return attile_mla_plan_create(params, plan)
+
+
+cdef size_t mla_plan_device_bytes(const attile_mla_plan* plan) noexcept nogil:
+    return attile_mla_plan_device_bytes(plan)
+
+
+cdef attile_status mla_plan_to_device(attile_mla_plan* plan, int32_t device_id, void* memory, void* stream) noexcept nogil:
+    return attile_mla_plan_to_device(plan, device_id, memory, stream)
 
 
 cdef void mla_plan_destroy(attile_mla_plan* plan) noexcept nogil:

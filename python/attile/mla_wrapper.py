@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attile import _core
+from attile.arrays import with_64_bit
 from attile.options import dtype_name
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class BatchMLAPagedAttentionWrapper:
             for name, buffer in self._buffers.items():
                 if buffer is None:
                     raise ValueError(f"{_NEW}: {name} is required with use_cuda_graph: expected an array, got None")
+                if type(buffer).__module__.partition(".")[0] in ("jax", "jaxlib"):
+                    raise ValueError(f"{_NEW}: {name} must be writable: expected an array of torch, CuPy or NumPy, got a jax.Array")
 
     def plan(
         self,
@@ -108,7 +111,11 @@ class BatchMLAPagedAttentionWrapper:
         q_data_type: Any,
         kv_data_type: Any,
     ) -> None:
-        """Check and keep a batch; later changes of the arrays have no effect.
+        """Check and keep a batch.
+
+        Arrays on the host are checked and copied; the first run on a GPU brings the copy there. Arrays on a GPU are taken as they
+        are, without waiting for it: they are not checked, must not change before the last run of this plan, and numbers out of
+        bounds read nothing. With use_cuda_graph either kind is written into the buffers, from which captured runs read.
 
         Parameters
         ----------
@@ -147,12 +154,15 @@ class BatchMLAPagedAttentionWrapper:
             A dtype of the cache that no kernel of the CPU takes.
         """
         given = {"qo_indptr": qo_indptr, "kv_indptr": kv_indptr, "kv_indices": kv_indices, "kv_len_arr": kv_len_arr}
-        planned = _core.mla_plan(
-            *given.values(), num_heads, head_dim_ckv, head_dim_kpe, page_size, causal, sm_scale,
+        settings = (
+            num_heads, head_dim_ckv, head_dim_kpe, page_size, causal, sm_scale,
             dtype_name(_PLAN, q_data_type, "q_data_type"), dtype_name(_PLAN, kv_data_type, "kv_data_type"),
         )  # fmt: skip
+        planned = _core.mla_plan(*given.values(), *settings)
         if self._buffers is not None:
             _update(self._buffers, given)
+            if _on_cuda(self._buffers["qo_indptr"]):
+                planned = _core.mla_plan(*self._buffers.values(), *settings)
         self._planned = planned
 
     def run(
@@ -213,7 +223,7 @@ class BatchMLAPagedAttentionWrapper:
 
 
 def _update(buffers: dict[str, Array], given: dict[str, Array]) -> None:
-    """Write a plan's arrays into the fixed buffers; nothing is written unless everything fits."""
+    """Write a plan's arrays into the fixed buffers, queued where these are on a GPU; nothing is written unless everything fits."""
     for name, buffer in buffers.items():
         size, room = given[name].shape[0], buffer.shape[0]
         if name == "kv_indices" and size > room:
@@ -221,7 +231,19 @@ def _update(buffers: dict[str, Array], given: dict[str, Array]) -> None:
         if name != "kv_indices" and size != room:
             raise ValueError(f"{_PLAN}: {name}.shape[0] is fixed with use_cuda_graph: expected {room}, got {size}")
     for name, buffer in buffers.items():
-        buffer[: given[name].shape[0]] = given[name]
+        buffer[: given[name].shape[0]] = _as_of(buffer, given[name])
+
+
+def _as_of(buffer: Array, array: Array) -> Any:
+    """The array as its buffer's library takes it for an assignment."""
+    library = type(buffer).__module__.partition(".")[0]
+    if library == "torch":
+        return sys.modules["torch"].as_tensor(array)
+    return sys.modules["cupy"].asarray(array) if library == "cupy" else np.asarray(array)
+
+
+def _on_cuda(array: Array) -> bool:
+    return array.__dlpack_device__()[0] == 2
 
 
 def append_paged_mla_kv_cache(
@@ -291,18 +313,20 @@ def append_paged_mla_kv_cache(
     jax = sys.modules.get("jax")
     if jax is None or not isinstance(ckv_cache, jax.Array):
         return _core.append_paged_mla_kv_cache(
-            append_ckv, append_kpe, batch_indices, positions, ckv_cache, kpe_cache, kv_indices, kv_indptr, kv_last_page_len
+            append_ckv, append_kpe, batch_indices, positions, ckv_cache, kpe_cache, kv_indices, kv_indptr, kv_last_page_len, False
         )
-    caches = [np.array(_concrete(cache, name)) for cache, name in ((ckv_cache, "ckv_cache"), (kpe_cache, "kpe_cache"))]
-    rest = [
-        np.asarray(_concrete(x, name)) if isinstance(x, jax.Array) else x
-        for x, name in (
-            (append_ckv, "append_ckv"), (append_kpe, "append_kpe"), (batch_indices, "batch_indices"), (positions, "positions"),
-            (kv_indices, "kv_indices"), (kv_indptr, "kv_indptr"), (kv_last_page_len, "kv_last_page_len"),
-        )
-    ]  # fmt: skip
-    _core.append_paged_mla_kv_cache(*rest[:4], *caches, *rest[4:])
-    return tuple(jax.device_put(new, old.sharding) for new, old in zip(caches, (ckv_cache, kpe_cache), strict=True))
+    caches = [_copy(_concrete(cache, name)) for cache, name in ((ckv_cache, "ckv_cache"), (kpe_cache, "kpe_cache"))]
+    _core.append_paged_mla_kv_cache(
+        append_ckv, append_kpe, batch_indices, positions, *caches, kv_indices, kv_indptr, kv_last_page_len, True
+    )
+    return tuple(caches)
+
+
+def _copy(array: Any) -> Any:
+    """A copy of a jax.Array, on its device, that nobody else has."""
+    jax = sys.modules["jax"]
+    with with_64_bit(jax, array.dtype == np.float64):
+        return jax.numpy.array(array, copy=True)
 
 
 def _concrete(array: Any, argument: str) -> Any:

@@ -8,6 +8,7 @@
 #include "cuda/combine.hpp"
 #include "cuda/device.hpp"
 #include "cuda/kernels.hpp"
+#include "cuda/mla_decode/append.hpp"
 
 namespace attile::cuda {
 namespace {
@@ -136,7 +137,9 @@ extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* att
                                    .synchronize = cuda::synchronize,
                                    .forward_kernels = cuda::forward_kernels(),
                                    .merge_states = cuda::merge_states,
+                                   .backward_kernels = cuda::backward_kernels(),
                                    .mla_attention_kernels = cuda::mla_attention_kernels(),
-                                   .mla_decode_kernels = cuda::mla_decode_kernels()};
+                                   .mla_decode_kernels = cuda::mla_decode_kernels(),
+                                   .append_paged = cuda::append_paged};
   return &library;
 }

@@ -13,8 +13,10 @@
 #include <span>
 #include <string>
 
+#include "core/backward_problem.hpp"
 #include "core/kernel_table.hpp"
 #include "core/mla_decode_problem.hpp"
+#include "core/paged_append.hpp"
 #include "core/problem.hpp"
 
 namespace attile {
@@ -55,14 +57,16 @@ struct CudaLibrary {
   void (*merge_states)(const View& out_a, const View& lse_a, const View& out_b, const View& lse_b, const View& out, const View& lse,
                        void* stream);
 
+  std::span<const Kernel> backward_kernels = {};       // given a BackwardProblem
   std::span<const Kernel> mla_attention_kernels = {};  // of problems with latents
   std::span<const Kernel> mla_decode_kernels = {};  // given an MlaDecodeProblem, as cpu_mla_decode_kernels() are
+  void (*append_paged)(const PagedAppend& append, void* stream) = nullptr;
 };
 
 // Of the structs that cross: a library of another build has another number, or is of another version.
 inline constexpr uint64_t kCudaVersion = ATTILE_VERSION_MAJOR * 10000 + ATTILE_VERSION_MINOR * 100 + ATTILE_VERSION_PATCH;
 inline constexpr uint64_t kCudaInterface =
-    (kCudaVersion << 40) + ((sizeof(AttentionProblem) + sizeof(MlaDecodeProblem)) << 24) + (sizeof(Kernel) << 16) + (sizeof(Plan) << 8) + sizeof(CudaLibrary);
+    (kCudaVersion << 40) + ((sizeof(AttentionProblem) + sizeof(MlaDecodeProblem) + sizeof(BackwardProblem)) << 24) + (sizeof(Kernel) << 16) + (sizeof(Plan) << 8) + sizeof(CudaLibrary);
 
 using CudaEntry = const CudaLibrary* (*)(uint64_t interface, const CudaHost* host);
 inline constexpr const char* kCudaEntryName = "attile_cuda_entry";

@@ -127,6 +127,26 @@ constexpr const char* kPlan = "BatchMLAPagedAttentionWrapper.plan";
 constexpr const char* kRun = "BatchMLAPagedAttentionWrapper.run";
 constexpr const char* kCapsule = "attile_mla_plan";
 
+struct PlanOfBatch {
+  attile_mla_plan* plan = nullptr;
+  py::object arrays[4];  // index arrays on a device, which it refers to
+  // Of index arrays on the host, their copy on a device, which was queued on this stream.
+  py::object memory;
+  int32_t device = 0;
+  void* stream = nullptr;
+
+  PlanOfBatch() = default;
+  PlanOfBatch(const PlanOfBatch&) = delete;
+  PlanOfBatch& operator=(const PlanOfBatch&) = delete;
+  ~PlanOfBatch() { attile_mla_plan_destroy(plan); }
+};
+
+PlanOfBatch& plan_in(PyObject* capsule) {
+  auto* plan = static_cast<PlanOfBatch*>(PyCapsule_GetPointer(capsule, kCapsule));
+  if (!plan) throw py::error_already_set();
+  return *plan;
+}
+
 attile_dtype dtype_named(PyObject* name, const char* argument) {
   for (const DType& row : kDTypes)
     if (PyUnicode_CompareWithASCIIString(name, row.name) == 0) return row.dtype;
@@ -167,11 +187,13 @@ PyObject* mla_plan(PyObject*, PyObject* const* given, Py_ssize_t count) {
     params.softmax_scale = number(given[kSmScale], {kPlan, "sm_scale"});
     params.q_dtype = dtype_named(given[kQDType], "q_data_type");
     params.kv_dtype = dtype_named(given[kKvDType], "kv_data_type");
-    attile_mla_plan* plan = nullptr;
-    check(attile_mla_plan_create(&params, &plan));
-    PyObject* capsule = PyCapsule_New(
-        plan, kCapsule, [](PyObject* c) { attile_mla_plan_destroy(static_cast<attile_mla_plan*>(PyCapsule_GetPointer(c, kCapsule))); });
-    if (!capsule) attile_mla_plan_destroy(plan);
+    auto plan = std::make_unique<PlanOfBatch>();
+    check(attile_mla_plan_create(&params, &plan->plan));
+    if (params.qo_indptr->device_type == 2)
+      for (Py_ssize_t i = kQoIndptr; i <= kKvLenArr; ++i) plan->arrays[i] = py::reinterpret_borrow<py::object>(given[i]);
+    PyObject* capsule = PyCapsule_New(plan.get(), kCapsule, [](PyObject* c) { delete static_cast<PlanOfBatch*>(PyCapsule_GetPointer(c, kCapsule)); });
+    if (!capsule) throw py::error_already_set();
+    plan.release();
     return capsule;
   });
 }
@@ -190,11 +212,15 @@ enum RunArgument : Py_ssize_t {
   kRunArgumentCount
 };
 
+std::string device_name(const attile_tensor& t) { return t.device_type == 1 ? "cpu" : "cuda:" + std::to_string(t.device_id); }
+
 // The caller's scratch; null: the library's own.
 void* workspace_of(Call& call, PyObject* buffer, const attile_op* op) {
   const Borrowed* borrowed = call.output(buffer, "float_workspace_buffer");
   if (!borrowed) return nullptr;
-  const attile_tensor& t = borrowed->tensor;
+  const attile_tensor &t = borrowed->tensor, &first = call.first().tensor;
+  if (t.device_type != first.device_type || t.device_id != first.device_id)
+    refuse(PyExc_ValueError, {kRun, "float_workspace_buffer"}, " must be on the device of q_nope", device_name(first), device_name(t));
   int64_t bytes = t.dtype.bits / 8, stride = 1;
   for (int32_t d = t.rank - 1; d >= 0; --d) {
     if (t.shape[d] > 1 && t.strides[d] != stride)
@@ -209,8 +235,25 @@ void* workspace_of(Call& call, PyObject* buffer, const attile_op* op) {
   return t.data;
 }
 
-void mark_written(const Borrowed* b) {
-  if (b && !b->type->library.written.is_none()) b->type->library.written(py::handle(b->object));
+// A plan of host arrays, to CUDA: once, or for another stream again, since nothing orders that one after the copy.
+void bring_to_device(PlanOfBatch& plan, const Call& call) {
+  const Borrowed& q = call.first();
+  const size_t bytes = q.tensor.device_type == 2 ? attile_mla_plan_device_bytes(plan.plan) : 0;
+  if (bytes == 0) return;
+  void* stream = current_stream(q);
+  if (plan.memory && plan.device == q.tensor.device_id && plan.stream == stream) return;
+  attile_tensor spec{};
+  spec.dtype = {1, 8, 1};
+  spec.device_type = q.tensor.device_type;
+  spec.device_id = q.tensor.device_id;
+  spec.rank = 1;
+  spec.shape[0] = static_cast<int64_t>(bytes);
+  spec.strides[0] = 1;
+  Result memory(spec, q, kRun);
+  check(attile_mla_plan_to_device(plan.plan, spec.device_id, spec.data, stream));
+  plan.memory = memory.finish();
+  plan.device = spec.device_id;
+  plan.stream = stream;
 }
 
 PyObject* mla_run(PyObject*, PyObject* const* given, Py_ssize_t count) {
@@ -219,8 +262,8 @@ PyObject* mla_run(PyObject*, PyObject* const* given, Py_ssize_t count) {
     Call call(kRun, given[kRunOut] != Py_None || given[kRunLse] != Py_None);
     attile_mla_decode_params params{};
     params.struct_size = sizeof params;
-    params.plan = static_cast<const attile_mla_plan*>(PyCapsule_GetPointer(given[kPlanned], kCapsule));
-    if (!params.plan) throw py::error_already_set();
+    PlanOfBatch& plan = plan_in(given[kPlanned]);
+    params.plan = plan.plan;
     params.q_nope = call.required(given[kRunQNope], "q_nope");
     params.q_pe = call.array(given[kRunQPe], "q_pe");
     params.ckv = call.required(given[kCkvCache], "ckv_cache");
@@ -229,31 +272,10 @@ PyObject* mla_run(PyObject*, PyObject* const* given, Py_ssize_t count) {
     params.return_lse = wants_lse || given[kRunLse] != Py_None;
     params.lse_base_2 = !boolean(given[kLseBaseE], {kRun, "return_lse_base_on_e"});
     const Borrowed* outputs[2] = {call.output(given[kRunOut], "out"), call.output(given[kRunLse], "lse")};
-    const Operation op = create(params);
-
-    const int32_t outputs_count = attile_op_num_outputs(op.get());
-    attile_tensor specs[2];
-    const attile_tensor* tensors[2];
-    std::optional<Result> results[2];
-    for (int32_t i = 0; i < outputs_count; ++i) {
-      tensors[i] = outputs[i] ? &outputs[i]->tensor : &specs[i];
-      if (outputs[i]) continue;
-      check(attile_op_output(op.get(), i, &specs[i]));
-      results[i].emplace(specs[i], call.first(), kRun);
-    }
+    bring_to_device(plan, call);
+    Operation op = create(params);
     void* workspace = workspace_of(call, given[kWorkspace], op.get());
-    check(attile_op_bind(op.get(), tensors, outputs_count));
-    PyThreadState* state = PyEval_SaveThread();
-    const attile_status status = attile_op_run(op.get(), workspace, nullptr, nullptr);
-    PyEval_RestoreThread(state);
-    check(status);
-    mark_written(outputs[0]);
-    mark_written(outputs[1]);
-    const auto result = [&](int32_t i) {
-      return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(outputs[i]->object);
-    };
-    if (!wants_lse) return result(0).release().ptr();
-    return py::make_tuple(result(0), result(1)).release().ptr();
+    return run(std::move(op), call, Given{{outputs[0], outputs[1]}, workspace, wants_lse ? 2 : 1});
   });
 }
 
@@ -271,10 +293,11 @@ enum AppendArgument : Py_ssize_t {
   kAppendKvIndices,
   kAppendKvIndptr,
   kLastPageLen,
+  kFresh,
   kAppendArgumentCount
 };
 
-// Writes into the caches as they are; mla_wrapper.py gives it copies where a library's arrays are immutable.
+// Writes into the caches as they are; where a library's arrays are immutable, mla_wrapper.py gives it copies and says so (kFresh).
 PyObject* append(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&]() -> PyObject* {
     check_count("_core.append_paged_mla_kv_cache", count, kAppendArgumentCount);
@@ -288,10 +311,19 @@ PyObject* append(PyObject*, PyObject* const* given, Py_ssize_t count) {
     params.kv_indices = call.index_array(given[kAppendKvIndices], "kv_indices");
     params.kv_indptr = call.index_array(given[kAppendKvIndptr], "kv_indptr");
     params.kv_last_page_len = call.index_array(given[kLastPageLen], "kv_last_page_len");
-    const Borrowed* caches[2] = {call.output(given[kAppendCkvCache], "ckv_cache"), call.output(given[kAppendKpeCache], "kpe_cache")};
-    params.ckv_cache = caches[0] ? &caches[0]->tensor : nullptr;
-    params.kpe_cache = caches[1] ? &caches[1]->tensor : nullptr;
-    check(attile_append_paged_mla_kv_cache(&params, nullptr));
+    const Borrowed* caches[2] = {nullptr, nullptr};
+    if (given[kFresh] == Py_True) {
+      params.ckv_cache = call.required(given[kAppendCkvCache], "ckv_cache");
+      params.kpe_cache = call.required(given[kAppendKpeCache], "kpe_cache");
+    } else {
+      caches[0] = call.output(given[kAppendCkvCache], "ckv_cache"), caches[1] = call.output(given[kAppendKpeCache], "kpe_cache");
+      params.ckv_cache = caches[0] ? &caches[0]->tensor : nullptr;
+      params.kpe_cache = caches[1] ? &caches[1]->tensor : nullptr;
+    }
+    const Borrowed& first = call.first();
+    void* stream = current_stream(first);
+    check(attile_append_paged_mla_kv_cache(&params, stream));
+    if (first.tensor.device_type == 2 && first.type->library.synchronizes) check(attile_cuda_synchronize(first.tensor.device_id, stream));
     mark_written(caches[0]);
     mark_written(caches[1]);
     Py_RETURN_NONE;

@@ -1,12 +1,11 @@
 // Running an operation (see operation.hpp).
 #include "bindings/operation.hpp"
 
+#include <algorithm>
 #include <optional>
 
 namespace attile::python {
 namespace {
-
-constexpr int32_t kMaxOutputs = 2;
 
 attile_status run_without_gil(attile_op* op, void* workspace, void* stream, bool synchronize, int32_t device_id) {
   PyThreadState* state = PyEval_SaveThread();
@@ -18,12 +17,12 @@ attile_status run_without_gil(attile_op* op, void* workspace, void* stream, bool
 
 // Computes on the CPU with the library's own scratch, or on CUDA: scratch from the array library, on its current stream, which
 // orders it against the next use of that memory.
-void compute(attile_op* op, const Call& call, void* stream) {
+void compute(attile_op* op, const Call& call, void* stream, void* workspace) {
   const Borrowed& first = call.first();
   const bool on_cpu = first.tensor.device_type == 1;
   std::optional<Result> scratch;
   attile_tensor spec{};
-  if (const size_t bytes = on_cpu ? 0 : attile_op_workspace_bytes(op)) {
+  if (const size_t bytes = on_cpu || workspace ? 0 : attile_op_workspace_bytes(op)) {
     spec.dtype = {1, 8, 1};
     spec.device_type = first.tensor.device_type;
     spec.device_id = first.tensor.device_id;
@@ -31,32 +30,38 @@ void compute(attile_op* op, const Call& call, void* stream) {
     spec.shape[0] = static_cast<int64_t>(bytes);
     spec.strides[0] = 1;
     scratch.emplace(spec, first, call.function());
+    workspace = spec.data;
   }
-  check(run_without_gil(op, spec.data, stream, !on_cpu && first.type->library.synchronizes, first.tensor.device_id));
+  check(run_without_gil(op, workspace, stream, !on_cpu && first.type->library.synchronizes, first.tensor.device_id));
 }
 
 }  // namespace
 
-PyObject* run(Operation op, const Call& call, const Borrowed* out) {
+void mark_written(const Borrowed* array) {
+  if (array && !array->type->library.written.is_none()) array->type->library.written(py::handle(array->object));
+}
+
+PyObject* run(Operation op, const Call& call, const Given& given) {
   const int32_t count = attile_op_num_outputs(op.get());
   attile_tensor specs[kMaxOutputs];
   const attile_tensor* tensors[kMaxOutputs];
   std::optional<Result> results[kMaxOutputs];
   void* stream = current_stream(call.first());
   for (int32_t i = 0; i < count; ++i) {
-    const bool given = i == 0 && out;
-    tensors[i] = given ? &out->tensor : &specs[i];
-    if (given) continue;
+    tensors[i] = given.outputs[i] ? &given.outputs[i]->tensor : &specs[i];
+    if (given.outputs[i]) continue;
     check(attile_op_output(op.get(), i, &specs[i]));
     results[i].emplace(specs[i], call.first(), call.function());
   }
   check(attile_op_bind(op.get(), tensors, count));
-  compute(op.get(), call, stream);
-  if (out && !out->type->library.written.is_none()) out->type->library.written(py::handle(out->object));
+  compute(op.get(), call, stream, given.workspace);
+  for (const Borrowed* out : given.outputs) mark_written(out);
 
-  auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(out->object); };
-  if (count == 1) return result(0).release().ptr();
-  return py::make_tuple(result(0), result(1)).release().ptr();
+  auto result = [&](int32_t i) { return results[i] ? results[i]->finish() : py::reinterpret_borrow<py::object>(given.outputs[i]->object); };
+  if (std::min(count, given.returned) == 1) return result(0).release().ptr();
+  py::tuple all(static_cast<size_t>(std::min(count, given.returned)));
+  for (int32_t i = 0; i < std::min(count, given.returned); ++i) all[static_cast<size_t>(i)] = result(i);
+  return all.release().ptr();
 }
 
 PyObject* launch(Operation op, const Call& call, const std::string& recipe) {

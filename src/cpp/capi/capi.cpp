@@ -15,7 +15,7 @@
 #include "cpu/features.hpp"
 #include "cpu/threads.hpp"
 
-void attile_op::add_output(const char* name, attile::DType dtype, const attile_tensor& like, std::initializer_list<int64_t> shape) {
+void attile_op::add_output(const char* name, attile::DType dtype, const attile_tensor& like, std::span<const int64_t> shape) {
   attile_tensor& t = outputs[num_outputs];
   output_names[num_outputs++] = name;
   t = {};
@@ -93,6 +93,7 @@ void add_cuda(Json& json) {
   };
   if (library) {
     add_table("flash_attention", library->forward_kernels);
+    add_table("flash_attention_backward", library->backward_kernels);
     add_table("mla_attention", library->mla_attention_kernels);
     add_table("mla_decode", library->mla_decode_kernels);
   }
@@ -139,6 +140,10 @@ attile_status attile_flash_attention_create(const attile_flash_attention_params*
   return guarded([&] { *op = create_flash_attention(read_params(params, "flash_attention")); });
 }
 
+attile_status attile_flash_attention_backward_create(const attile_flash_attention_backward_params* params, attile_op** op) {
+  return guarded([&] { *op = create_flash_attention_backward(read_params(params, "flash_attention_backward")); });
+}
+
 attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op) {
   return guarded([&] { *op = create_flash_attention_with_kvcache(read_params(params, "flash_attention_with_kvcache")); });
 }
@@ -155,14 +160,20 @@ attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attil
   return guarded([&] { *plan = create_mla_plan(read_params(params, "BatchMLAPagedAttentionWrapper.plan")); });
 }
 
+size_t attile_mla_plan_device_bytes(const attile_mla_plan* plan) { return plan->plan.storage.size() * sizeof(int64_t); }
+
+attile_status attile_mla_plan_to_device(attile_mla_plan* plan, int32_t device_id, void* memory, void* stream) {
+  return guarded([&] { copy_mla_plan(plan->plan, device_id, memory, stream); });
+}
+
 void attile_mla_plan_destroy(attile_mla_plan* plan) { delete plan; }
 
 attile_status attile_mla_decode_create(const attile_mla_decode_params* params, attile_op** op) {
   return guarded([&] { *op = create_mla_decode(read_params(params, "mla_decode")); });
 }
 
-attile_status attile_append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void*) {
-  return guarded([&] { append_paged_mla_kv_cache(read_params(params, "append_paged_mla_kv_cache")); });
+attile_status attile_append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void* stream) {
+  return guarded([&] { append_paged_mla_kv_cache(read_params(params, "append_paged_mla_kv_cache"), stream); });
 }
 
 int32_t attile_op_num_outputs(const attile_op* op) { return op->num_outputs; }

@@ -104,4 +104,17 @@ struct MlaDecodeOp final : attile_op {
 attile_op* create_mla_decode(const attile_mla_decode_params& params) { return new MlaDecodeOp(params); }
 attile_mla_plan* create_mla_plan(const attile_mla_plan_params& params) { return new attile_mla_plan{validate(params)}; }
 
+void copy_mla_plan(MlaDecodePlan& plan, int32_t device_id, void* memory, void* stream) {
+  constexpr const char* kName = "attile_mla_plan_to_device";
+  if (plan.device_type != 1) value_error(kName, "plan must be made of host arrays", "a plan on the host", "one on a device");
+  const CudaLibrary& cuda = cuda_library(kName, device_id);
+  on_cuda_device(cuda, kName, device_id, [&] {
+    if (cuda.is_capturing(stream))
+      value_error(kName, "plan must be on the device while a graph is captured", "index arrays on the device, in buffers that stay", "a plan of host arrays");
+    cuda.copy_to_device(memory, plan.storage.data(), plan.storage.size() * sizeof(int64_t), stream);
+  });
+  plan.copies = indices_in(plan, static_cast<const char*>(memory), true);
+  plan.copies_id = device_id;
+}
+
 }  // namespace attile

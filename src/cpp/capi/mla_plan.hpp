@@ -10,6 +10,7 @@ struct attile_mla_plan {
 namespace attile {
 
 attile_mla_plan* create_mla_plan(const attile_mla_plan_params& params);
-void append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params& params);
+void copy_mla_plan(MlaDecodePlan& plan, int32_t device_id, void* memory, void* stream);
+void append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params& params, void* stream);
 
 }  // namespace attile

@@ -35,12 +35,21 @@ struct MlaDecodeProblem : AttentionProblem {
 
 inline const MlaDecodeProblem& mla_decode(const AttentionProblem& problem) { return static_cast<const MlaDecodeProblem&>(problem); }
 
-// What a batch of sequences of any lengths over a paged cache is, apart from its arrays: checked and copied once, used by many calls.
+// What a batch of sequences of any lengths over a paged cache is, apart from its arrays. On the host the index arrays are checked and
+// copied; to a device those copies go once and serve many calls. Index arrays on a device stay the caller's, and are not read.
 struct MlaDecodePlan {
-  std::vector<int64_t> qo_indptr, kv_indptr, kv_lens;
-  std::vector<int32_t> pages;
+  struct Indices {
+    IndexView qo_indptr, kv_indptr, kv_lens, pages;
+  };
+  Indices indices;                          // on this device:
+  int32_t device_type = 1, device_id = 0;
+  Indices copies;                           // of indices on the host, on this CUDA device (-1: none):
+  int32_t copies_id = -1;
+  std::vector<int64_t> storage;             // of indices on the host
   int64_t heads = 0, latent = 0, rope = 0, page_size = 0;
-  int64_t longest_q = 0, longest_k = 0, largest_page = -1;
+  int64_t batch = 0;
+  int64_t longest_k = 0;                    // what can be known of the rest on the host:
+  int64_t longest_q = -1, queries = 0, largest_page = -1;
   DType dtype = DType::none;
   bool causal = false;
   double softmax_scale = 1;

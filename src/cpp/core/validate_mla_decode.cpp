@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/option_checks.hpp"
 #include "core/validate.hpp"
@@ -178,24 +180,34 @@ struct Validator {
     equal(axis(ckv, 1), p.ckv->shape[1], "page_size", m.page_size);
     if (m.largest_page >= p.ckv->shape[0])
       value_error(f, axis(ckv, 0) + " must exceed every page of kv_indices", "at least " + std::to_string(m.largest_page + 1), p.ckv->shape[0]);
-    if (m.qo_indptr.back() > p.q_nope->shape[0])
-      value_error(f, "q_nope.shape[0] must be at least qo_indptr[-1]", "at least " + std::to_string(m.qo_indptr.back()), p.q_nope->shape[0]);
-    const auto view = [](const std::vector<int64_t>& x) { return IndexView{reinterpret_cast<const char*>(x.data()), DType::i64, int64_t(x.size()), 1}; };
+    if (m.queries > p.q_nope->shape[0])
+      value_error(f, "q_nope.shape[0] must be at least qo_indptr[-1]", "at least " + std::to_string(m.queries), p.q_nope->shape[0]);
+    const MlaDecodePlan::Indices& indices = planned_indices();
     Sequences& q = problem.q_seqs;
     Sequences& k = problem.k_seqs;
-    q.batch = k.batch = problem.batch = int64_t(m.kv_lens.size());
+    q.batch = k.batch = problem.batch = m.batch;
     q.rows = p.q_nope->shape[0];
-    q.longest = m.longest_q;
+    q.longest = m.longest_q < 0 ? q.rows : m.longest_q;
     q.packed = true;
-    q.cu = view(m.qo_indptr);
-    k.lens = view(m.kv_lens);
+    q.cu = indices.qo_indptr;
+    k.lens = indices.kv_lens;
     k.longest = k.rows = m.longest_k;
-    problem.page_begin = view(m.kv_indptr);
-    problem.page_table.data = const_cast<char*>(reinterpret_cast<const char*>(m.pages.data()));
-    problem.page_table.dtype = DType::i32;
-    problem.page_table.shape[3] = int64_t(m.pages.size());
-    problem.page_table.stride[3] = 1;
+    problem.page_begin = indices.kv_indptr;
+    problem.page_table.data = const_cast<char*>(indices.pages.data);
+    problem.page_table.dtype = indices.pages.dtype;
+    problem.page_table.shape[3] = indices.pages.size;
+    problem.page_table.stride[3] = indices.pages.stride;
     problem.options |= kVarlenQ | kKvLens | kPages;
+  }
+
+  // Where the arrays of the run are.
+  const MlaDecodePlan::Indices& planned_indices() const {
+    const bool same_device = plan->device_id == problem.device_id || !problem.on_cuda();
+    if (plan->device_type == problem.device_type && same_device) return plan->indices;
+    if (problem.on_cuda() && plan->copies_id == problem.device_id) return plan->copies;
+    const auto device = [](int32_t type, int32_t id) { return type == 2 ? "cuda:" + std::to_string(id) : std::string("cpu"); };
+    value_error(f, "q_nope must be on the device of the plan", device(plan->device_type, plan->device_id),
+                device(problem.device_type, problem.device_id));
   }
 
   void options() {
@@ -223,21 +235,35 @@ struct PlanValidator {
 
   IndexView index(const char* name, const attile_tensor* t) {
     if (!t) type_error(f, std::string(name) + " is required", "an array", "none");
-    if (t->device_type != 1) value_error(f, std::string(name) + " is on an unsupported device", "cpu", "DLPack device " + std::to_string(t->device_type));
+    check_place(f, name, *t);
+    check_device(f, name, *t, "qo_indptr", *p.qo_indptr);
     return index_view(f, name, *t);
   }
 
   // First 0, never decreasing.
-  std::vector<int64_t> offsets(const char* name, const attile_tensor* t) {
-    const IndexView x = index(name, t);
-    if (x.size < 1) value_error(f, std::string(name) + " must have at least one entry", "length batch + 1", x.size);
-    std::vector<int64_t> list(x.size);
+  void check_offsets(const char* name, const IndexView& x) {
     for (int64_t i = 0; i < x.size; ++i) {
-      list[i] = x[i];
-      if (i == 0 && list[0] != 0) value_error(f, std::string(name) + "[0] must be zero", int64_t{0}, list[0]);
-      if (i > 0 && list[i] < list[i - 1]) value_error(f, entry(name, i) + " must not decrease", "at least " + std::to_string(list[i - 1]), list[i]);
+      if (i == 0 && x[0] != 0) value_error(f, std::string(name) + "[0] must be zero", int64_t{0}, x[0]);
+      if (i > 0 && x[i] < x[i - 1]) value_error(f, entry(name, i) + " must not decrease", "at least " + std::to_string(x[i - 1]), x[i]);
     }
-    return list;
+  }
+
+  // What shapes tell.
+  void shapes() {
+    MlaDecodePlan::Indices& x = plan.indices;
+    x.qo_indptr = index("qo_indptr", p.qo_indptr);
+    x.kv_indptr = index("kv_indptr", p.kv_indptr);
+    x.pages = index("kv_indices", p.kv_indices);
+    x.kv_lens = index("kv_len_arr", p.kv_len_arr);
+    for (const auto& [name, list] : {std::pair{"qo_indptr", x.qo_indptr}, std::pair{"kv_indptr", x.kv_indptr}})
+      if (list.size < 1) value_error(f, std::string(name) + " must have at least one entry", "length batch + 1", list.size);
+    plan.device_type = p.qo_indptr->device_type;
+    plan.device_id = p.qo_indptr->device_id;
+    plan.batch = x.qo_indptr.size - 1;
+    if (plan.device_type == 1) check_offsets("qo_indptr", x.qo_indptr), check_offsets("kv_indptr", x.kv_indptr);
+    if (x.kv_indptr.size != plan.batch + 1) value_error(f, "kv_indptr.shape[0] must equal qo_indptr.shape[0]", plan.batch + 1, x.kv_indptr.size);
+    if (x.kv_lens.size != plan.batch) value_error(f, "kv_len_arr.shape[0] must be the batch size, qo_indptr.shape[0] - 1", plan.batch, x.kv_lens.size);
+    plan.longest_k = x.pages.size * plan.page_size;
   }
 
   void scalars() {
@@ -260,31 +286,31 @@ struct PlanValidator {
     if (kv != plan.dtype) type_error(f, "kv_data_type must equal q_data_type", info(plan.dtype).name, name_of(p.kv_dtype));
   }
 
-  void sequences() {
-    plan.qo_indptr = offsets("qo_indptr", p.qo_indptr);
-    plan.kv_indptr = offsets("kv_indptr", p.kv_indptr);
-    const IndexView pages = index("kv_indices", p.kv_indices), lens = index("kv_len_arr", p.kv_len_arr);
-    const int64_t batch = int64_t(plan.qo_indptr.size()) - 1;
-    if (int64_t(plan.kv_indptr.size()) != batch + 1)
-      value_error(f, "kv_indptr.shape[0] must equal qo_indptr.shape[0]", batch + 1, int64_t(plan.kv_indptr.size()));
-    if (lens.size != batch) value_error(f, "kv_len_arr.shape[0] must be the batch size, qo_indptr.shape[0] - 1", batch, lens.size);
-    if (plan.kv_indptr.back() > pages.size)
-      value_error(f, "kv_indptr[-1] must be at most kv_indices.shape[0]", "at most " + std::to_string(pages.size), plan.kv_indptr.back());
-    plan.kv_lens.resize(batch);
-    plan.pages.assign(plan.kv_indptr.back(), 0);
+  // The numbers, on the host: checked, then copied.
+  void numbers() {
+    MlaDecodePlan::Indices& x = plan.indices;
+    const int64_t batch = plan.batch, used = x.kv_indptr[batch];
+    if (used > x.pages.size) value_error(f, "kv_indptr[-1] must be at most kv_indices.shape[0]", "at most " + std::to_string(x.pages.size), used);
+    std::vector<int64_t> pages(used, 0);  // those that no length reaches stay 0
+    plan.longest_k = plan.longest_q = 0;
+    plan.queries = x.qo_indptr[batch];
     for (int64_t b = 0; b < batch; ++b) {
-      const int64_t length = lens[b], first = plan.kv_indptr[b], most = (plan.kv_indptr[b + 1] - first) * plan.page_size;
+      const int64_t length = x.kv_lens[b], first = x.kv_indptr[b], most = (x.kv_indptr[b + 1] - first) * plan.page_size;
       if (length < 0 || length > most) value_error(f, entry("kv_len_arr", b) + " is out of range", "0 to " + std::to_string(most), length);
-      plan.kv_lens[b] = length;
       plan.longest_k = std::max(plan.longest_k, length);
-      plan.longest_q = std::max(plan.longest_q, plan.qo_indptr[b + 1] - plan.qo_indptr[b]);
+      plan.longest_q = std::max(plan.longest_q, x.qo_indptr[b + 1] - x.qo_indptr[b]);
       for (int64_t n = first; (n - first) * plan.page_size < length; ++n) {
-        const int64_t page = pages[n];
-        if (page < 0 || page > INT32_MAX) value_error(f, entry("kv_indices", n) + " is out of range", "0 or more", page);
-        plan.pages[n] = static_cast<int32_t>(page);
-        plan.largest_page = std::max(plan.largest_page, page);
+        pages[n] = x.pages[n];
+        if (pages[n] < 0 || pages[n] > INT32_MAX) value_error(f, entry("kv_indices", n) + " is out of range", "0 or more", pages[n]);
+        plan.largest_page = std::max(plan.largest_page, pages[n]);
       }
     }
+    plan.storage.reserve(3 * batch + 2 + used);
+    for (IndexView* list : {&x.qo_indptr, &x.kv_indptr, &x.kv_lens})
+      for (int64_t i = 0; i < list->size; ++i) plan.storage.push_back((*list)[i]);
+    plan.storage.insert(plan.storage.end(), pages.begin(), pages.end());
+    x.pages.size = used;
+    plan.indices = indices_in(plan, reinterpret_cast<const char*>(plan.storage.data()), false);
   }
 };
 
@@ -307,8 +333,18 @@ MlaDecodeProblem validate(const attile_mla_decode_params& params, const MlaDecod
 MlaDecodePlan validate(const attile_mla_plan_params& params) {
   PlanValidator v{params, "BatchMLAPagedAttentionWrapper.plan", {}};
   v.scalars();
-  v.sequences();
+  v.shapes();
+  if (v.plan.device_type == 1) v.numbers();
   return std::move(v.plan);
+}
+
+MlaDecodePlan::Indices indices_in(const MlaDecodePlan& plan, const char* storage, bool on_device) {
+  MlaDecodePlan::Indices x = plan.indices;
+  for (IndexView* list : {&x.qo_indptr, &x.kv_indptr, &x.kv_lens, &x.pages}) {
+    *list = {storage, DType::i64, list->size, 1, on_device};
+    storage += list->size * 8;
+  }
+  return x;
 }
 
 }  // namespace attile

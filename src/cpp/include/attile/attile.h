@@ -115,6 +115,43 @@ typedef struct attile_flash_attention_params {
   attile_config config;
 } attile_flash_attention_params;
 
+/* Gradients of flash_attention: its arguments, its results, and their gradients in; those of query, key, value and, where they are
+ * given, bias and softmax_aux out, in this order. */
+typedef struct attile_flash_attention_backward_params {
+  size_t struct_size;
+  const attile_tensor* dout; /* as out */
+  const attile_tensor* query;
+  const attile_tensor* key;
+  const attile_tensor* value;
+  const attile_tensor* out;
+  const attile_tensor* lse;
+  const attile_tensor* bias;
+  const attile_tensor* cum_seqlens_q;
+  const attile_tensor* cum_seqlens_k;
+  const attile_tensor* softmax_aux;
+  const attile_tensor* dlse; /* as lse */
+  const attile_tensor* attention_mask;
+  const attile_tensor* q_segment_ids;
+  const attile_tensor* kv_segment_ids;
+  double softmax_scale;
+  double logits_soft_cap;
+  double dropout_prob;
+  uint64_t dropout_seed;
+  int64_t window_left; /* -1: unlimited */
+  int64_t window_right;
+  attile_dtype logits_dtype; /* bits 0: not given */
+  int32_t has_softmax_scale; /* 0: 1 / sqrt(head_dim) */
+  int32_t has_logits_soft_cap;
+  int32_t has_dropout_seed;
+  int32_t has_sliding_window;
+  int32_t causal;
+  int32_t causal_alignment; /* attile_alignment */
+  int32_t precision; /* attile_precision */
+  int32_t deterministic; /* the same inputs give the same bits */
+  int32_t platform; /* attile_platform */
+  attile_config config;
+} attile_flash_attention_backward_params;
+
 typedef struct attile_flash_attention_with_kvcache_params {
   size_t struct_size;
   const attile_tensor* q;             /* [B,Sq,Hq,D] */
@@ -178,13 +215,15 @@ typedef struct attile_merge_states_params {
   const attile_tensor* lse_b;
 } attile_merge_states_params;
 
-/* A batch of sequences of any lengths over a paged cache, apart from its arrays: checked and copied by `create`, used by any number of
- * attile_mla_decode_create, and to be kept until their operations are destroyed. */
+/* A batch of sequences of any lengths over a paged cache, apart from its arrays: used by any number of attile_mla_decode_create, and to be
+ * kept until their operations are destroyed. Index arrays on the host are checked and copied by `create`; for calls on CUDA arrays the copy
+ * is brought to the device by attile_mla_plan_to_device. Index arrays on a CUDA device are for calls on that device: they are neither
+ * copied nor checked, their numbers may change between calls, and the caller keeps them as long as the plan. */
 typedef struct attile_mla_plan attile_mla_plan;
 
 typedef struct attile_mla_plan_params {
   size_t struct_size;
-  const attile_tensor* qo_indptr;  /* [B+1]; index arrays are on the host */
+  const attile_tensor* qo_indptr;  /* [B+1]; index arrays are all on the host, or all on one CUDA device */
   const attile_tensor* kv_indptr;  /* [B+1] */
   const attile_tensor* kv_indices; /* at least kv_indptr[B] page numbers */
   const attile_tensor* kv_len_arr; /* [B] */
@@ -224,7 +263,7 @@ typedef struct attile_append_paged_mla_kv_cache_params {
   size_t struct_size;
   const attile_tensor* append_ckv;       /* [n,L] */
   const attile_tensor* append_kpe;       /* [n,R] */
-  const attile_tensor* batch_indices;    /* [n]; index arrays are on the host */
+  const attile_tensor* batch_indices;    /* [n]; index arrays are all on the host, or all on the device of the caches */
   const attile_tensor* positions;        /* [n] */
   const attile_tensor* ckv_cache;        /* [pages,page_size,L] */
   const attile_tensor* kpe_cache;        /* [pages,page_size,R] */
@@ -236,10 +275,14 @@ typedef struct attile_append_paged_mla_kv_cache_params {
 typedef struct attile_op attile_op;
 
 ATTILE_API attile_status attile_flash_attention_create(const attile_flash_attention_params* params, attile_op** op);
+ATTILE_API attile_status attile_flash_attention_backward_create(const attile_flash_attention_backward_params* params, attile_op** op);
 ATTILE_API attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op);
 ATTILE_API attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op);
 ATTILE_API attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op);
 ATTILE_API attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan);
+/* Queues the copy of a plan made on the host into memory of the device, which it uses from then on; 0 bytes: made on a device. */
+ATTILE_API size_t attile_mla_plan_device_bytes(const attile_mla_plan* plan);
+ATTILE_API attile_status attile_mla_plan_to_device(attile_mla_plan* plan, int32_t device_id, void* memory, void* stream);
 ATTILE_API void attile_mla_plan_destroy(attile_mla_plan* plan);
 ATTILE_API attile_status attile_mla_decode_create(const attile_mla_decode_params* params, attile_op** op);
 ATTILE_API attile_status attile_append_paged_mla_kv_cache(const attile_append_paged_mla_kv_cache_params* params, void* stream);
