@@ -82,7 +82,24 @@ inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int
     row[l] = row_at(l);
     staged_row[l] = reinterpret_cast<const char*>(staged[l]);
   }
-  for (int64_t first = 0; first < count; first += W) {
+  int64_t first = 0;
+  if (stride == static_cast<int64_t>(sizeof(Storage))) {
+    // Rows often lie a power of two apart, all in one set of a cache: so a strip of each row is read at once.
+    constexpr int kStrip = 4 * W, kGap = 64 / sizeof(Storage);
+    Storage strip[W][kStrip + kGap];
+    for (; first + kStrip <= count; first += kStrip) {
+      for (int l = 0; l < W; ++l) __builtin_memcpy(strip[l], row[l] + first * stride, sizeof(Storage) * kStrip);
+      for (int64_t i = 0; i < kStrip; i += W) {
+        Vec<T> x[W];
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) x[l] = load_row(strip[l] + i);
+        transpose<T>(x);
+#pragma GCC unroll 16
+        for (int e = 0; e < W; ++e) apply(first + i + e, x[e]);
+      }
+    }
+  }
+  for (; first < count; first += W) {
     const int64_t here = count - first < W ? count - first : W;
     const char* const* from = row;
     int64_t offset = first * stride;
