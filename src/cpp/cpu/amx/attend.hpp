@@ -26,6 +26,7 @@ static_assert(kPanel<float> == kTileLanes);
 // A panel's part of a tile: keys [first, first + keys) of it, first a multiple of kTileStep, in steps of that many.
 struct Visit {
   int64_t panel, first, keys, steps, groups;
+  bool begins;  // the panel's first: O is written, not added to
 };
 
 // A group of a visit: `keys` of them, and up to whole steps.
@@ -58,8 +59,6 @@ class TileAttention {
         prefetch_rows([next](int64_t l) { return next[l].q; }, 0, kTileLanes, u.head_dim * kElementBytes<kParts>);
       }
       pack_query_tiles<kParts>([from](int64_t l) { return from[l].q; }, u.head_dim, queries(panel));
-      float* o = out(panel);
-      for (int64_t i = 0; i < columns * kTileLanes; i += kLanes<float>) store(o + i, Vec<float>{});
       for (int l = 0; l < kTileLanes; ++l) {
         const double base = __builtin_ceil(from[l].sink_max);
         max_of(panel)[l] = static_cast<float>(base);
@@ -91,7 +90,6 @@ class TileAttention {
         const bool last = g + 1 == now.groups;
         const Visit* ahead = !last ? &now : i + 1 < visit_count ? &visits[i + 1] : nullptr;
         const int64_t ahead_group = last ? 0 : g + 1;
-        prepare_stores(last ? probabilities(1 - side) : p + kGroupStoreBytes);
         const int64_t first_block = before ? g * blocks / now.groups : 0, end_block = before ? (g + 1) * blocks / now.groups : 0;
         int64_t steps = ahead ? group_of(*ahead, ahead_group).steps * chunks : 0;
         if (before) steps += (end_block - first_block) * before->steps;
@@ -112,6 +110,15 @@ class TileAttention {
       side = 1 - side;
     }
     for (int64_t b = 0; b < blocks; ++b) values_of(visits[visit_count - 1], b, probabilities(1 - side), nothing);
+  }
+
+  // O of panels that have seen nothing.
+  void clear_unseen() const {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      if (begun[panel]) continue;
+      float* o = out(panel);
+      for (int64_t i = 0; i < columns * kTileLanes; i += kLanes<float>) store(o + i, Vec<float>{});
+    }
   }
 
   // Without normalisation out is relative to the exact maximum.
@@ -141,6 +148,7 @@ class TileAttention {
   const float factor;                             // takes scores to base 2
   int64_t tile_steps = 0;
   PanelKeys seen[kMostPanels];
+  bool begun[kMostPanels] = {};
   Visit visits[kMostPanels];
   QueryRow last_rows[kTileLanes];  // of the last panel, filled up with copies of the last row
 
@@ -177,7 +185,8 @@ class TileAttention {
       const int64_t end = seen[panel].end < tile_end ? seen[panel].end : tile_end;
       if (begin >= end) continue;
       const int64_t first = (begin - tile_begin) / kTileStep * kTileStep, keys = end - tile_begin - first;
-      visits[count++] = {panel, first, keys, (keys + kTileStep - 1) / kTileStep, (keys + kGroup - 1) / kGroup};
+      visits[count++] = {panel, first, keys, (keys + kTileStep - 1) / kTileStep, (keys + kGroup - 1) / kGroup, !begun[panel]};
+      begun[panel] = true;
     }
     return count;
   }
@@ -195,12 +204,6 @@ class TileAttention {
     return {visit.first + g * kGroup, keys, (keys + kTileStep - 1) / kTileStep};
   }
 
-  // The store queue is in order: a line of P that has left L1 holds up all behind it.
-  static constexpr int64_t kGroupStoreBytes = kGroup / kTileStep * kParts * kStepBytes;
-  static void prepare_stores(char* p) {
-    for (int64_t i = 0; i < kGroupStoreBytes; i += 64) __builtin_prefetch(p + i, 1, 3);
-  }
-
   // Scores behind an lse are as accurate as float32.
   template <int kDegree, class Between>
   inline __attribute__((always_inline)) void scores_of(const Visit& visit, int64_t g, float* s, Between between) const {
@@ -213,16 +216,24 @@ class TileAttention {
     }
   }
 
+  // The block of O that comes after this, of this panel or the next.
+  static void prefetch_block(const float* o) {
+    for (int i = 0; i < kTileStep * kTileLanes; i += 16) __builtin_prefetch(o + i, 1, 3);
+  }
+
   // Columns [32 block, 32 block + 32) of O.
   template <class Between>
   inline __attribute__((always_inline)) void values_of(const Visit& visit, int64_t block, const char* p, Between between) const {
     const char* v = static_cast<const char*>(u.scratch.v) + (block * tile_steps + visit.first / kTileStep) * kParts * kStepBytes;
     float* o = out(visit.panel) + block * kTileStep * kTileLanes;
-    if (columns - block * kTileStep >= kTileStep) {
-      tile_product<kParts, false, 2, true>(v, p, visit.steps, o, between);
-    } else {
-      tile_product<kParts, false, 1, true>(v, p, visit.steps, o, between);
+    prefetch_block(o + kTileStep * kTileLanes);
+    const bool whole = columns - block * kTileStep >= kTileStep;
+    if (__builtin_expect(visit.begins, 0)) {
+      if (whole) return tile_product<kParts, false, 2, false>(v, p, visit.steps, o, between);
+      return tile_product<kParts, false, 1, false>(v, p, visit.steps, o, between);
     }
+    if (whole) return tile_product<kParts, false, 2, true>(v, p, visit.steps, o, between);
+    tile_product<kParts, false, 1, true>(v, p, visit.steps, o, between);
   }
 
   // The passes between product and softmax; keys beyond the visit's are unseen.
@@ -280,7 +291,7 @@ class TileAttention {
     if (!lanes_of((alpha[0] != 1.f) | (alpha[1] != 1.f))) return;
     const int64_t steps = (group.first - visit.first) / kTileStep;
     scale_probabilities<kParts>(p - steps * kParts * kStepBytes, steps, alpha);
-    scale_lanes(out(visit.panel), columns, alpha);
+    if (!visit.begins) scale_lanes(out(visit.panel), columns, alpha);
   }
 
   // Raises the base of rows whose maximum has outgrown it.
@@ -338,10 +349,10 @@ class TileAttention {
     add(visit.panel, sum, top);
     if (u.dropout) apply_dropout<float, 2>(u, rows(visit.panel), tile_begin + group.first, group.keys, s);
     for (int64_t pair = 0; pair < padded / 2; ++pair) {
-      char* to = p + (pair / kStepPairs * kParts * kStepPairs + pair % kStepPairs) * kLaneRowBytes;
+      char* to = p + pair / kStepPairs * kParts * kStepBytes + pair % kStepPairs * kTileRowBytes;
       for (int n = 0; n < 2; ++n) {
         const float* from = s + 2 * pair * kTileLanes + n * 16;
-        store_pair<kParts>(load<Vec<float>>(from), load<Vec<float>>(from + kTileLanes), to + n * kTileRowBytes);
+        store_pair<kParts>(load<Vec<float>>(from), load<Vec<float>>(from + kTileLanes), to + n * kTileBytes);
       }
     }
   }
@@ -368,6 +379,7 @@ void attend_tiles(const Unit& u, bool finish) {
         attention.template attend<kAccurate>(begin, end);
       }
     }
+    attention.clear_unseen();
     if (!u.normalize) attention.settle();
   }
   if (finish) write_rows<float>(u, u.state);

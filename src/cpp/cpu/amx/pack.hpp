@@ -1,7 +1,7 @@
 // Copies into the layouts of cpu/amx/product.hpp, split into bfloat16 parts on the way: bfloat16 is one part, float16 two, float32
 // three. Sources have contiguous rows at any address; nothing outside the given rows and columns is read.
 //
-//   Q  -> [panel][chunk][part][16][32 rows][2]               pairs of dims, chunks of 32 dims
+//   Q  -> [panel][chunk][part][2][16][16 rows][2]            pairs of dims, chunks of 32 dims
 //   K  -> [group][chunk][part][32 keys][32 dims]             groups of 32 keys: rows as they are
 //   V  -> [columns / 32][group][part][32 columns][32 keys]   transposed: keys in pairs, then words in registers
 //
@@ -114,7 +114,7 @@ inline void pack_query_tiles(RowAt row_at, int64_t head_dim, char* to) {
       for (int i = 0; i < kParts; ++i) {
         transpose<float>(x[i]);
 #pragma GCC unroll 16
-        for (int w = 0; w < kWords; ++w) store(to + i * kStepBytes + w * kLaneRowBytes + side * kTileRowBytes, x[i][w]);
+        for (int w = 0; w < kWords; ++w) store(to + i * kStepBytes + side * kTileBytes + w * kTileRowBytes, x[i][w]);
       }
     }
     to += kParts * kStepBytes;

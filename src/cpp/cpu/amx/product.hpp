@@ -11,7 +11,7 @@
 // whose weight is below the last bit are left out: 3 of 4 with two parts, 6 of 9 with three.
 //
 //   a: [step][part][32][32]          bfloat16, 1 KB tiles of 16 rows
-//   b: [step][part][16][32 rows][2]  bfloat16 pairs
+//   b: [step][part][2][16][16 rows][2]  bfloat16 pairs; its tiles too are 1 KB, for those that lie every other line come slowly from L2
 //   c: [32][32 rows]                 float32
 #pragma once
 
@@ -22,7 +22,7 @@ namespace attile::ATTILE_ISA {
 inline constexpr int kTileLanes = 32;                      // query rows of a step: two tiles side by side
 inline constexpr int kStepBytes = 2 * kTileBytes;          // of one part of A or B
 inline constexpr int kTileStep = 32;                       // elements of the sum that a step takes
-inline constexpr int kLaneRowBytes = kTileLanes * 4;       // of B and C
+inline constexpr int kLaneRowBytes = kTileLanes * 4;       // of C
 
 // Which parts of A and B meet, neighbours sharing one; small products first. kEvery: of two parts all four, exact for float16.
 template <int kParts, bool kEvery>
@@ -50,9 +50,9 @@ inline __attribute__((always_inline)) void product_step(const char* a, const cha
   constexpr bool kNewA = kProduct == 0 || kA != Products::kA[kBefore], kNewB = kProduct == 0 || kB != Products::kB[kBefore];
   const char *from_a = a + kA * kStepBytes, *from_b = b + kB * kStepBytes;
   if constexpr (kNewA) tile_load<4>(from_a);
-  if constexpr (kNewB) tile_load<6>(from_b, kLaneRowBytes);
+  if constexpr (kNewB) tile_load<6>(from_b);
   tile_dot_bf16<0, 4, 6>();
-  if constexpr (kNewB) tile_load<7>(from_b + kTileRowBytes, kLaneRowBytes);
+  if constexpr (kNewB) tile_load<7>(from_b + kTileBytes);
   tile_dot_bf16<1, 4, 7>();
   if constexpr (kRows > 1) {
     if constexpr (kNewA) tile_load<5>(from_a + kTileBytes);

@@ -80,7 +80,7 @@ inline __attribute__((always_inline)) Words store_pair(Vec<float> even, Vec<floa
   return first;
 }
 
-// s: [keys][32 rows] float32 -> p: [step][part][16][32 rows][2], keys a multiple of 32
+// s: [keys][32 rows] float32 -> p: [step][part][2][16][16 rows][2], keys a multiple of 32
 template <int kParts, int kDegree>
 class GroupSoftmax {
  public:
@@ -113,12 +113,11 @@ class GroupSoftmax {
         const Vec<float> p_even = power(even, n), p_odd = power(odd, n);
         sum[n] += p_even;
         sum[n] += p_odd;
-        const Words pair = store_pair<kParts>(p_even, p_odd, p_ + n * kTileRowBytes);
+        const Words pair = store_pair<kParts>(p_even, p_odd, p_ + n * kTileBytes);
         if constexpr (kQuick) largest_ = (Words)_mm512_max_epu16((__m512i)largest_, (__m512i)pair);
       }
       s_ += 2 * kTileLanes;
-      p_ += kLaneRowBytes;
-      if (kParts > 1 && pairs_ % kStepPairs == 1) p_ += (kParts - 1) * kStepBytes;
+      p_ += pairs_ % kStepPairs == 1 ? kParts * kStepBytes - (kStepPairs - 1) * kTileRowBytes : kTileRowBytes;
     }
   }
   inline __attribute__((always_inline)) void finish() { advance(pairs_); }
@@ -176,7 +175,7 @@ inline __attribute__((noinline)) void scale_probabilities(char* p, int64_t steps
   for (int64_t i = 0; i < steps * kParts * kStepPairs; ++i) {
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
-      char* at = p + i * kLaneRowBytes + n * kTileRowBytes;
+      char* at = p + i / kStepPairs * kStepBytes + n * kTileBytes + i % kStepPairs * kTileRowBytes;
       const auto bits = load<VecN<uint32_t, 16>>(at);
       store(at, make_pairs(bit_cast<Vec<float>>(bits << 16) * alpha[n], bit_cast<Vec<float>>(bits & 0xFFFF0000u) * alpha[n]));
     }

@@ -29,6 +29,28 @@ inline __attribute__((always_inline)) void for_each_score(T* s, int64_t keys, F 
   }
 }
 
+// Two keys of a bfloat16 bias are a word: one square of words, transposed, serves twice as many scores, and a line of the bias is read
+// once; its rows often lie a power of two apart, in few sets of L1. Returns how many keys are done. take: of a key, a vector of bias.
+template <class T, class RowAt, class Take>
+inline __attribute__((always_inline)) int64_t take_bias_words(RowAt row_at, int64_t keys, Take take) {
+  constexpr int W = kLanes<T>;
+  using Words = VecN<Int<T>, W>;
+  int64_t first = 0;
+  for (; first + 2 * W <= keys; first += 2 * W) {
+    Vec<T> pairs[W];
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) pairs[l] = load<Vec<T>>(row_at(l) + first * 2);
+    transpose<T>(pairs);
+#pragma GCC unroll 16
+    for (int w = 0; w < W; ++w) {
+      const Words bits = bit_cast<Words>(pairs[w]);
+      take(first + 2 * w, bit_cast<Vec<T>>(bits << 16));
+      take(first + 2 * w + 1, bit_cast<Vec<T>>(bits & static_cast<Int<T>>(0xFFFF0000u)));
+    }
+  }
+  return first;
+}
+
 // s = softmax_scale * s + bias. Without a softcap a bias of -inf means unseen, whatever the product was.
 template <class T, int N>
 inline __attribute__((noinline)) void add_bias(const Unit& u, const QueryRow* rows, int64_t key, int64_t keys, T* s) {
@@ -37,14 +59,21 @@ inline __attribute__((noinline)) void add_bias(const Unit& u, const QueryRow* ro
   const bool capped = u.softcap != 0;
   with_format(u.bias_dtype, [&](auto format) {
     using Format = decltype(format);
+    using Storage = typename Format::Storage;
     for (int n = 0; n < N; ++n) {
-      for_each_transposed<T, typename Format::Storage>([&](int l) { return rows[n * kLanes<T> + l].bias + key * u.bias_stride; },
-                                                       u.bias_stride, keys, [](const void* p) { return load_as<T, Format>(p); },
-                                                       [&](int64_t j, Vec<T> bias) {
-                                                         T* at = s + j * kPanel<T> + n * kLanes<T>;
-                                                         const Vec<T> sum = fma(load<Vec<T>>(at), scale, bias);
-                                                         store(at, capped ? sum : (bias == unseen ? unseen : sum));
-                                                       });
+      const auto row_at = [&](int l) { return rows[n * kLanes<T> + l].bias + key * u.bias_stride; };
+      const auto take = [&](int64_t j, Vec<T> bias) {
+        T* at = s + j * kPanel<T> + n * kLanes<T>;
+        const Vec<T> sum = fma(load<Vec<T>>(at), scale, bias);
+        store(at, capped ? sum : (bias == unseen ? unseen : sum));
+      };
+      int64_t done = 0;
+      if constexpr (__is_same(Format, Bf16) && sizeof(T) == 4) {
+        if (u.bias_stride == static_cast<int64_t>(sizeof(Storage))) done = take_bias_words<T>(row_at, keys, take);
+      }
+      for_each_transposed<T, Storage>([&](int l) { return row_at(l) + done * u.bias_stride; }, u.bias_stride, keys - done,
+                                      [](const void* p) { return load_as<T, Format>(p); },
+                                      [&](int64_t j, Vec<T> bias) { take(done + j, bias); });
     }
   });
 }

@@ -33,14 +33,14 @@ void pack_weight_tiles(const WeightSlice& w, void* packed) {
   for (int64_t pair = 0; pair < chunks * kWords; ++pair) {
     const auto row = [&](int64_t d) { return d < w.depth ? w.data + d * w.depth_stride : nullptr; };
     const char *even_row = row(2 * pair), *odd_row = row(2 * pair + 1);
-    char* at = to + pair / kWords * kParts * kStepBytes + pair % kWords * kLaneRowBytes;
+    char* at = to + pair / kWords * kParts * kStepBytes + pair % kWords * kTileRowBytes;
     for (int64_t column = 0; column < w.columns; column += kTileLanes, at += panel_bytes) {
       const Chunk<kParts> even = load_chunk<kParts>(even_row, column, w.columns), odd = load_chunk<kParts>(odd_row, column, w.columns);
 #pragma GCC unroll 4
       for (int i = 0; i < kParts; ++i) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half)
-          store(at + i * kStepBytes + half * kTileRowBytes,
+          store(at + i * kStepBytes + half * kTileBytes,
                 _mm512_or_si512(words(even.part[i], half), _mm512_slli_epi32(words(odd.part[i], half), 16)));
       }
     }

@@ -245,13 +245,13 @@ class TileDecode {
       const int64_t stride[4] = {groups[0].ckv_stride, groups[1].ckv_stride, groups[2].ckv_stride, groups[3].ckv_stride};
       zero_accumulators();
       for (int64_t c = 0; c < layout.latent_chunks; ++c, q += kStepBytes) {
-        dots_4x1(a, stride, q, kLaneRowBytes, between);
+        dots_4x1(a, stride, q, kTileRowBytes, between);
         for (const char*& p : a) p += kChunkBytes;
       }
       const int64_t rope_stride[4] = {groups[0].kpe_stride, groups[1].kpe_stride, groups[2].kpe_stride, groups[3].kpe_stride};
       for (int64_t c = 0; c < rope_count; ++c, q += kStepBytes) {
         for (int i = 0; i < 4; ++i) a[i] = groups[i].kpe + chunks[c].offset;
-        dots_4x1(a, rope_stride, q, kLaneRowBytes, between);
+        dots_4x1(a, rope_stride, q, kTileRowBytes, between);
       }
       tile_store<0>(s, kLaneRowBytes);
       tile_store<1>(s + kTileOfS, kLaneRowBytes);
@@ -263,15 +263,15 @@ class TileDecode {
         zero_accumulators();
         for (int64_t c = 0; c < layout.latent_chunks; ++c, q += kStepBytes)
           dots_2x2<true, true>(groups[0].ckv + c * kChunkBytes, groups[0].ckv_stride, groups[1].ckv + c * kChunkBytes, groups[1].ckv_stride,
-                               q, q + kTileRowBytes, kLaneRowBytes, between);
+                               q, q + kTileBytes, kTileRowBytes, between);
         for (int64_t c = 0; c < rope_count; ++c, q += kStepBytes) {
           const char *a0 = groups[0].kpe + chunks[c].offset, *a1 = groups[1].kpe + chunks[c].offset;
           if (!chunks[c].right) {
-            dots_2x2<true, false>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileRowBytes, kLaneRowBytes, between);
+            dots_2x2<true, false>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileBytes, kTileRowBytes, between);
           } else if (!chunks[c].left) {
-            dots_2x2<false, true>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileRowBytes, kLaneRowBytes, between);
+            dots_2x2<false, true>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileBytes, kTileRowBytes, between);
           } else {
-            dots_2x2<true, true>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileRowBytes, kLaneRowBytes, between);
+            dots_2x2<true, true>(a0, groups[0].kpe_stride, a1, groups[1].kpe_stride, q, q + kTileBytes, kTileRowBytes, between);
           }
         }
         tile_store<0>(s, kLaneRowBytes);
