@@ -9,21 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import tolerance
 from cases import Case, numpy_dtype
-from gpu_problems import GpuAttention, OnGpu, normal, torch_dtype
+from gpu_problems import GpuAttention, NearJudge, OnGpu, normal, torch_dtype
 
 import attile
-
-
-@dataclass
-class GradientJudge:
-    """`out` is what is expected."""
-
-    out: np.ndarray
-    limit: np.ndarray
-    dtype: np.dtype
-
-    def check(self, got):
-        tolerance.compare("gradient", got, self.out, self.limit, self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +56,7 @@ class GpuBackward(OnGpu):
                 limit = 2 * (near - expected).abs().max() + one * expected.abs()
                 yield (
                     (name, np.s_[b : b + 1], np.s_[:], np.s_[h : h + 1]),
-                    GradientJudge(*(x.cpu().numpy()[None, :, None] for x in (expected, limit)), numpy_dtype(self.dtype)),
+                    NearJudge(*(x.cpu().numpy()[None, :, None] for x in (expected, limit)), numpy_dtype(self.dtype)),
                 )
 
 

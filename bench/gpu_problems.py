@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import gpu_roofline
 import gpu_timing
 import numpy as np
+import reference
 import reference_mla
 import tolerance
 from cases import Case, numpy_dtype, to_numpy
@@ -48,7 +49,20 @@ class Answer:
         if isinstance(self.tensor, dict):
             name, *index = index
             return Answer(self.tensor[name])[tuple(index)]
-        return to_numpy(self.tensor[index].detach().cpu().contiguous())
+        part = self.tensor[index].detach().cpu()
+        return to_numpy((part.float() if "float8" in str(part.dtype) else part).contiguous())
+
+
+@dataclass
+class NearJudge:
+    """`out` is what is expected, `limit` how far an element may be from it."""
+
+    out: np.ndarray
+    limit: np.ndarray
+    dtype: np.dtype
+
+    def check(self, got):
+        tolerance.compare("out", got, self.out, self.limit, self.dtype)
 
 
 @functools.cache
@@ -79,10 +93,12 @@ class OnGpu(Problem):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuAttention(OnGpu):
-    """flash_attention of a Case, dense; `documents`: so many of equal length in a sequence, told by segment ids."""
+    """flash_attention of a Case, dense; `documents`: so many of equal length in a sequence, told by segment ids; `float8`: query, key and value
+    in e4m3, out in the case's dtype."""
 
     case: Case
     documents: int = 0
+    float8: bool = False
     function = "flash_attention"
 
     @property
@@ -102,6 +118,8 @@ class GpuAttention(OnGpu):
             "key": normal(1, c.dtype, c.batch, c.seqlen_k, c.heads_k, c.head_dim),
             "value": normal(2, c.dtype, c.batch, c.seqlen_k, c.heads_k, c.head_dim_v),
         }
+        if self.float8:
+            call = {name: x.to(torch_dtype("float8_e4m3fn")) for name, x in call.items()}
         if c.bias is not None:
             call["bias"] = normal(3, c.dtype, *c.bias)
         if self.documents:
@@ -116,7 +134,7 @@ class GpuAttention(OnGpu):
 
     def attile(self, sets):
         call, config = sets[0], self.config
-        out = call["query"].new_empty((*call["query"].shape[:-1], call["value"].shape[-1]))
+        out = call["query"].new_empty((*call["query"].shape[:-1], call["value"].shape[-1]), dtype=torch_dtype(self.dtype))
         return self.contender(lambda: attile.flash_attention(**call, cfg=config, out=out))
 
     def seen(self, rows):
@@ -145,7 +163,22 @@ class GpuAttention(OnGpu):
             seen = self.seen(rows)
             if not seen.all():
                 part["attention_mask"] = seen[None, None]
-            yield np.s_[b : b + 1, rows, h : h + 1], tolerance.Judge(part)
+            yield np.s_[b : b + 1, rows, h : h + 1], float8_judge(part, self.dtype) if self.float8 else tolerance.Judge(part)
+
+
+def float8_judge(part, dtype):
+    """Twice the error, at most anywhere, of a plain computation that rounds p to e4m3, scaled to its range, and out to `dtype`."""
+    import torch
+
+    exact = reference.flash_attention(**{name: x.astype(np.float64) if x.dtype != bool else x for name, x in part.items()})
+    q, k, v = (torch.from_numpy(part[name][0, :, 0]).double() for name in ("query", "key", "value"))
+    s = q @ k.mT / q.shape[-1] ** 0.5
+    if "attention_mask" in part:
+        s = s.masked_fill(~torch.from_numpy(part["attention_mask"][0, 0]), -torch.inf)
+    p = torch.exp(s - s.amax(-1, keepdim=True))
+    plain = ((p * 256).to(torch.float8_e4m3fn).double() / 256 @ v / p.sum(-1, keepdim=True)).to(torch_dtype(dtype)).double().numpy()
+    limit = 2 * np.abs(plain[None, :, None] - exact).max() + tolerance.epsilon(numpy_dtype(dtype)) / 2 * np.abs(exact)
+    return NearJudge(exact, limit, numpy_dtype(dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +228,10 @@ class GpuCached(OnGpu):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLatentDecode(OnGpu):
-    """mla_decode over pages, or with a rope key for each head over a dense cache. Without one, ckv and kpe are views of one cache."""
+    """mla_decode over pages, ckv and kpe being views of one cache, or over two dense arrays; `float8`: two paged arrays, ckv in e4m3."""
 
     case: MlaCase
+    float8: bool = False
     function = "mla_decode"
 
     @property
@@ -212,7 +246,7 @@ class GpuLatentDecode(OnGpu):
         return self.case.flops()
 
     def bytes(self):
-        return self.case.bytes()
+        return self.case.bytes() - (sum(self.case.lengths()) * self.case.latent if self.float8 else 0)
 
     def arrays(self):
         import torch
@@ -228,6 +262,10 @@ class GpuLatentDecode(OnGpu):
             call["cache"] = normal(1, c.dtype, len(order), page, c.latent + c.rope)
             call["page_table"] = order.view(c.batch, pages).to(torch.int32)
             call["kv_lens"] = torch.full((c.batch,), c.seqlen_k, dtype=torch.int32, device=DEVICE)
+        if self.float8:
+            cache = call.pop("cache")
+            call |= {"ckv": cache[..., : c.latent].to(torch.float8_e4m3fn), "kpe": cache[..., c.latent :].contiguous()}
+            call["ckv_scale"] = torch.ones((), dtype=torch.float32, device=DEVICE)
         return [call]
 
     def call(self, call):
@@ -235,7 +273,7 @@ class GpuLatentDecode(OnGpu):
         named = {"q_nope": call["q"][..., : c.latent], "q_pe": call["q"][..., c.latent :], "softmax_scale": self.scale}
         if "cache" in call:
             named |= {"ckv": call["cache"][..., : c.latent], "kpe": call["cache"][..., c.latent :]}
-        return named | {name: call[name] for name in ("ckv", "kpe", "page_table", "kv_lens") if name in call}
+        return named | {name: call[name] for name in ("ckv", "kpe", "page_table", "kv_lens", "ckv_scale") if name in call}
 
     @property
     def scale(self):
@@ -259,5 +297,6 @@ class GpuLatentDecode(OnGpu):
             else:
                 rows = call["page_table"][b].long()
                 for name in ("ckv", "kpe"):
-                    part[name] = Answer(call[name][rows].flatten(0, 1)[: c.seqlen_k])[None]
+                    pages = Answer(call[name].view(torch_dtype("uint8"))[rows].view(call[name].dtype) if self.float8 else call[name][rows])
+                    part[name] = pages[:].reshape(-1, pages.tensor.shape[-1])[None, : c.seqlen_k].astype(numpy_dtype(c.dtype))
             yield np.s_[b : b + 1, :, h : h + 1], tolerance.Judge(reference_mla.expanded_decode(**part, softmax_scale=self.scale))

@@ -23,7 +23,7 @@ def masks():
 
 
 def forward_suite():
-    """Prefill in bfloat16, then what few kernels take: 192/128, bias, segments, a window, float32; and the generic kernel alone."""
+    """Prefill in bfloat16, then what few kernels take: 192/128, bias, segments, a window, float32, e4m3; and the generic kernel alone."""
     for head_dim in (64, 128, 256):
         for name, options in masks():
             for seqlen in LENGTHS:
@@ -39,8 +39,10 @@ def forward_suite():
     yield GpuAttention(id="bf16-d128-window1024-s4096", case=square(4096, 128, options=CAUSAL | {"sliding_window": (1023, 0)}))
     yield GpuAttention(id="fp32-d64-full-s4096", case=square(4096, 64, dtype="float32"), rivals=("sdpa-math", "sdpa-efficient"))
     for name, options in masks():
+        yield GpuAttention(id=f"fp8-d128-{name}-s8192", case=square(8192, 128, options=options), float8=True, rivals=("vllm-fa3",))
+    for name, options in masks():
         case = square(8192, 128, options=options)
-        yield GpuAttention(id=f"bf16-d128-{name}-s8192-generic", case=case, kernel="forward_generic", rivals=("fa2",))
+        yield GpuAttention(id=f"bf16-d128-{name}-s8192-generic", case=case, kernel="forward_generic_sm80", rivals=("fa2",))
 
 
 def decode_suite():
@@ -67,6 +69,9 @@ def mla_suite():
                 case = deepseek(batch=128, seqlen_q=seqlen_q, seqlen_k=seqlen, heads=heads, page_size=64)
                 bound = "flops" if heads * seqlen_q >= 128 else "bytes"
                 yield GpuLatentDecode(id=f"bf16-b128-h{heads}-q{seqlen_q}-s{seqlen}", case=case, bound=bound, rivals=("flash-mla",))
+    for heads in (16, 64):
+        case = deepseek(batch=128, seqlen_k=8192, heads=heads, page_size=64)
+        yield GpuLatentDecode(id=f"fp8-b128-h{heads}-q1-s8192", case=case, float8=True, bound="bytes")
     for page in (1, 64):
         case = deepseek(batch=114, seqlen_k=999, heads=128, page_size=page)
         yield GpuLatentDecode(id=f"bf16-b114-h128-s999-page{page}", case=case, rivals=("flash-mla",))

@@ -105,7 +105,7 @@ def vllm_fa3(problem, sets):
         raise Refused("forward only")
     query, no = call["query"], None
     batch, seqlen_q = query.shape[:2]
-    out = query.new_empty((*query.shape[:-1], call["value"].shape[-1]))
+    out = query.new_empty((*query.shape[:-1], call["value"].shape[-1]), dtype=getattr(torch, problem.dtype))
 
     def starts(length):
         return torch.arange(batch + 1, dtype=torch.int32, device=query.device) * length
