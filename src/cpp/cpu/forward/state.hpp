@@ -21,7 +21,7 @@ inline void begin_state(const Unit& u, int64_t padded_rows) {
 
 // Rows of one head lie far apart, and a store to a line that is elsewhere holds up those behind it.
 inline void prefetch_row(const Unit& u, char* row) {
-  const int64_t bytes = u.head_dim_v * static_cast<int64_t>(size_of(u.dtype));
+  const int64_t bytes = u.head_dim_v * element_bytes(u.dtype);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1, 3);
 }
 
