@@ -9,9 +9,9 @@ namespace {
 template <class Element>
 void launch(const ForwardParams& p, int tile_m, int splits, int64_t blocks, cudaStream_t stream) {
   if (tile_m == 128) {
-    join_kernel<Element, 128><<<static_cast<unsigned>(blocks), kJoinThreads, 0, stream>>>(p, splits);
+    join_kernel<Element, 128><<<static_cast<unsigned>(blocks * 128 / kJoinRows), kJoinThreads, 0, stream>>>(p, splits);
   } else {
-    join_kernel<Element, 64><<<static_cast<unsigned>(blocks), kJoinThreads, 0, stream>>>(p, splits);
+    join_kernel<Element, 64><<<static_cast<unsigned>(blocks * 64 / kJoinRows), kJoinThreads, 0, stream>>>(p, splits);
   }
 }
 

@@ -4,7 +4,7 @@ namespace attile::cuda::generic {
 namespace {
 
 template <bool kTransposed>
-using Traits = ProjectTraits<F32, kTransposed, 2, 32, 4>;
+using Traits = ProjectTraits<F32, kTransposed, 2, 2, 32, 32, 4, 2>;
 
 }  // namespace
 

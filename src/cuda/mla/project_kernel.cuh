@@ -1,5 +1,5 @@
 // C = A W on mma.sync, for sm_80 and newer. A block has kTileM rows of A, of the rows of all batches in a line, and kTileN columns of one
-// head's W; 2 x 2 warps. Slices of kTileK of the depth pass through a ring of kStages buffers, filled by cp.async; one barrier a slice.
+// head's W. Slices of kTileK of the depth pass through a ring of kStages buffers, filled by cp.async; one barrier a slice.
 //
 // Blocks that share rows of A are neighbours, and all of W stays in L2. A block computes 2 kTileM kTileN depth operations for
 // (kTileM + kTileN) depth elements read: 64 operations a byte of L2 with tiles of 128 by 128.
@@ -12,13 +12,13 @@
 
 namespace attile::cuda::generic {
 
-// kM: 16-row fragments of a warp; kColumns: of a warp.
-template <class Element_, bool kTransposed_, int kM_, int kColumns_, int kStages_>
+// kWarpsM x 2 warps; kM: 16-row fragments of a warp; kColumns: of a warp; kBlocks: on a multiprocessor.
+template <class Element_, bool kTransposed_, int kWarpsM_, int kM_, int kColumns_, int kTileK_, int kStages_, int kBlocks_>
 struct ProjectTraits {
   using Element = Element_;
   static constexpr bool kTransposed = kTransposed_;
-  static constexpr int kThreads = 128, kBlocks = 2, kM = kM_, kColumns = kColumns_, kStages = kStages_;
-  static constexpr int kTileM = 32 * kM, kTileN = 2 * kColumns, kTileK = 32;
+  static constexpr int kThreads = 64 * kWarpsM_, kBlocks = kBlocks_, kM = kM_, kColumns = kColumns_, kStages = kStages_;
+  static constexpr int kTileM = 16 * kM * kWarpsM_, kTileN = 2 * kColumns, kTileK = kTileK_;
   static constexpr int kBytes = Element::kBytes, kRowsB = kTransposed ? kTileN : kTileK;
   static constexpr int kRowBytesA = kTileK * kBytes, kRowBytesB = (kTransposed ? kTileK : kTileN) * kBytes;
   static constexpr int kStrideA = kRowBytesA + kRowPadding, kStrideB = kRowBytesB + kRowPadding;
@@ -95,7 +95,7 @@ struct ProjectBlock {
     const uint32_t b = base + Traits::kABytes +
                        warp % 2 * Traits::kColumns * (Traits::kTransposed ? Traits::kStrideB : kBytes) +
                        (Traits::kTransposed ? lane_offset_b(Traits::kStrideB) : 0);
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < Traits::kStages - 1; ++i) {
       if (i < slices) load(i, i * kTileK);
       ptx::cp_async_commit();
@@ -118,21 +118,45 @@ struct ProjectBlock {
     }
   }
 
+  // A warp's sums pass through shared memory, so that rows are written in pieces of 16 bytes.
   __device__ __forceinline__ void store(const float (&c)[Traits::kM][Traits::kColumns / 8][4]) const {
+    constexpr int kRowBytes = Traits::kColumns * kBytes, kStride = kRowBytes + kRowPadding, kRows = 16 * Traits::kM, kChunks = kRowBytes / 16;
+    static_assert(Traits::kThreads / 32 * kRows * kStride <= Traits::kSharedBytes);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int column = column0 + warp % 2 * Traits::kColumns + lane % 4 * 2;
+    const uint32_t own = base + warp * kRows * kStride;
+    __syncthreads();  // the ring is done with
 #pragma unroll
     for (int m = 0; m < Traits::kM; ++m)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = row0 + (warp / 2 * Traits::kM + m) * 16 + 8 * r + lane / 4;
-        if (row >= total) continue;
-        char* to = row_of(out.c, row) + column * kBytes;
+      for (int r = 0; r < 2; ++r)
 #pragma unroll
-        for (int n = 0; n < Traits::kColumns / 8; ++n)
-          if (column + 8 * n < out.columns)
-            store_pair<Element>(to + 8 * n * kBytes, c[m][n][2 * r], c[m][n][2 * r + 1], column + 8 * n + 1 < out.columns);
+        for (int n = 0; n < Traits::kColumns / 8; ++n) {
+          const uint32_t at = own + (16 * m + 8 * r + lane / 4) * kStride + (8 * n + lane % 4 * 2) * kBytes;
+          if constexpr (kBytes == 2) {
+            ptx::store_shared(at, Element::pack(c[m][n][2 * r], c[m][n][2 * r + 1]));
+          } else {
+            ptx::store_shared(at, __float_as_uint(c[m][n][2 * r]));
+            ptx::store_shared(at + 4, __float_as_uint(c[m][n][2 * r + 1]));
+          }
+        }
+    __syncwarp();
+    const int row1 = row0 + warp / 2 * kRows, column = column0 + warp % 2 * Traits::kColumns + lane % kChunks * (16 / kBytes);
+    const int bytes = min(max((out.columns - column) * kBytes, 0), 16);
+    const bool wide = bytes == 16 && out.c.granule == 16;
+#pragma unroll 1
+    for (int r = lane / kChunks; r < kRows; r += 32 / kChunks) {
+      if (row1 + r >= total) break;
+      const uint32_t from = own + r * kStride + lane % kChunks * 16;
+      char* to = row_of(out.c, row1 + r) + column * kBytes;
+      if (wide) {
+        *reinterpret_cast<uint4*>(to) = ptx::load_shared_16(from);
+      } else {
+        for (int i = 0; i < bytes; i += kBytes) {
+          const uint32_t word = ptx::load_shared((from + i) & ~3u);
+          store_unaligned<typename Element::Storage>(to + i, static_cast<typename Element::Storage>(i % 4 ? word >> 16 : word));
+        }
       }
+    }
   }
 };
 
