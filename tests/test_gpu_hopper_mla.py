@@ -225,6 +225,7 @@ def test_against_the_generic_kernel(problem):
     "problem",
     [
         *(Problem(heads=h, lens=lens(24, 3000, h), latent=latent, rope=rope) for h in (1, 8, 128) for latent, rope in ((64, 8), (64, 16), (72, 24), (128, 64))),
+        Problem(heads=16, lens=lens(1200, 300, 3), latent=64, rope=8),
         Problem(heads=128, seqlen_q=2, lens=(1024,) * 20),
         Problem(heads=64, lens=(40000,)),
         Problem(heads=8, lens=lens(24, 3000, 4), latent=64, rope=8, page_size=1),
@@ -294,6 +295,7 @@ def test_bad_pages_and_lengths_read_nothing_out_of_bounds():
     [
         (Problem(heads=33, lens=(70,), **{k: v for k, v in HEAD_ROPE.items() if k != "heads"}), "takes rope keys of at most 32 heads: got 33"),
         (Problem(lens=(70,), rope=8, head_rope=True, separate=True), "takes rope keys of heads of 16 dims: got 8"),
+        (Problem(heads=128, seqlen_q=70, lens=(100,)), r"takes at most \d+ query rows \(tokens x heads\) a sequence: got 8960"),
         (Problem(lens=(70,), rope=128, page_size=1), "takes at most 64 rope dims in pages that are not multiples of 64 keys: got 128"),
     ],
     ids=str,
