@@ -3,10 +3,8 @@
 Every function makes many calls, prints how many, and fails with all that failed. A pattern chooses cases by their names.
 """
 
-import ctypes
 import dataclasses
 import itertools
-import pathlib
 import re
 
 import numpy as np
@@ -15,11 +13,11 @@ from fake_cupy import ndarray, on
 import attile  # isort: skip: fake_cupy is first
 import cases
 import mla_attention_cases
+import reference_gradients
 import tolerance_mla
 from attile import FlashAttentionConfig, FlashMLAConfig
 from cases import Case, options
 from machine import takes
-from reference_gradients import gradients
 from tolerance import Judge
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -122,6 +120,33 @@ def caches(lens):
     every([(dtype, lens, n, page) for dtype in DTYPES for n in (1, 3, 70) for page in (None, 1, 7, 64)], check)
 
 
+def mla(pattern, **more):
+    """mla_decode on the cases whose names match."""
+    import mla_cases
+    from reference_mla import expanded_decode
+
+    def check(case):
+        out, lse = attile.mla_decode(**on(case.arrays()), return_lse=True, **more)
+        Judge(expanded_decode(**case.arrays())).check(out.get(), lse.get())
+
+    every(matching(pattern, mla_cases.SMALL, mla_cases.EDGE, mla_cases.REAL), check)
+
+
+def planned():
+    """The wrapper with index arrays on either side, and the append."""
+    import gpu
+
+    gpu.to_gpu, gpu.to_numpy, gpu.call_on = lambda x, _: ndarray(np.array(x)), ndarray.get, lambda call, _, host=(): on(call, host)
+    import test_gpu_mla_wrapper as wrapper
+
+    every([(case, side) for case in wrapper.GPU_CASES for side in ("host", "gpu")], lambda arguments: wrapper.test_cases(*arguments))
+    every([(dtype, joined, side, "cupy") for dtype in cases.DTYPES for joined in (False, True) for side in ("host", "gpu")], lambda arguments: wrapper.test_append(*arguments))
+    every(["host", "gpu"], wrapper.test_append_of_many_tokens)
+    wrapper.test_sequences_of_different_lengths_and_rows_behind_them()
+    wrapper.test_bad_indices_on_the_gpu_read_nothing_out_of_bounds()
+    wrapper.test_append_skips_what_breaks_the_contract_on_the_gpu()
+
+
 def merged():
     from test_merge import check, states
 
@@ -171,55 +196,16 @@ LATENTS = list(larger_latents())
 # ---- gradients ----
 
 
-class Array(ctypes.Structure):
-    """cuda_emulation/kernels.cpp: Array."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int64), ("shape", ctypes.c_int64 * 4), ("stride", ctypes.c_int64 * 4)]
-
-
-NUMBERS = {name: i for i, name in enumerate(("float64", "float32", "float16", "bfloat16"))}  # core/dtype.hpp
-
-
-def array_of(x, rows_last=False):
-    """With leading dims of 1; of lse, [batch, head, row, 1]."""
-    if x is None:
-        return Array()
-    shape, strides = ((*x.shape, 1), (*x.strides, 0)) if rows_last else (x.shape, x.strides)
-    front = 4 - len(shape)
-    return Array(
-        x.view(np.uint16).ctypes.data if x.dtype.name == "bfloat16" else x.ctypes.data,
-        NUMBERS[x.dtype.name],
-        ((1,) * front + shape),
-        ((0,) * front + tuple(0 if n == 1 else s // x.itemsize for n, s in zip(shape, strides, strict=True))),
-    )
-
-
-def check_gradients(case):
+def check_gradients(case, **options):
     call = case.arrays()
-    device = on(call)
-    out, lse = attile.flash_attention(**device, return_lse=True, cfg=FlashAttentionConfig(kernel=GENERIC))
-    rng = np.random.default_rng(7)
-    dout = rng.standard_normal(out.array.shape).astype(out.dtype)
-    dlse = rng.standard_normal(lse.array.shape).astype(np.float32) if len(case.id) % 2 else None
-    expected = gradients(call, dout, dlse)
-    got = {name: np.full(x.shape, np.nan, np.float32 if name == "softmax_aux" else call[name].dtype) for name, (x, _) in expected.items()}
-    arrays = [array_of(dout), array_of(dlse, rows_last=True), *(array_of(got.get(name)) for name in ("query", "key", "value", "bias", "softmax_aux"))]
-    library = ctypes.CDLL(str(pathlib.Path(attile.__file__).parent / "lib/libattile_cuda.so"))
-    library.emulated_backward.restype = ctypes.c_char_p
-    why = library.emulated_backward((Array * 7)(*arrays)).decode()
-    assert not why, why
-    for name, (gradient, unit) in expected.items():
-        x = got[name].astype(np.float64)
-        error = np.abs(x - gradient)
-        wrong = ~(error <= 2 * unit)
-        assert not wrong.any(), (
-            f"gradient of {name}: {np.count_nonzero(wrong)} of {wrong.size} elements, {np.count_nonzero(np.isnan(x))} NaN, "
-            f"error up to {np.nanmax(error, initial=0):.3g}, {np.nanmax(error[wrong] / unit[wrong], initial=0):.3g} units"
-        )
+    out, lse = attile.flash_attention(**on(call), return_lse=True)
+    dout, dlse = reference_gradients.gradients_of_results(case, call)
+    results = {"dout": dout} | ({} if dlse is None else {"dlse": dlse})
+    got = attile.flash_attention_backward(**on(results | call), out=out, lse=lse, **options)
+    reference_gradients.check(call, dout, dlse, attile.Gradients(*(x if x is None else x.get() for x in got)))
 
 
-def backward(pattern):
-    """Gradients of what the backward takes; with scores in the thousands every weight is 0 or 1 and the unit says nothing."""
-    unfit = ("normalize_output", "logits_dtype")
-    chosen = [case for case in matching(pattern, cases.SMALL, cases.EDGE, LARGER) if not set(unfit) & set(case.options) and case.bias_dtype != "float64"]
-    every([case for case in chosen if case.options.get("softmax_scale", 1) < 1000], check_gradients)
+def backward(pattern, deterministic=False):
+    """Gradients of what the backward takes, with rows that are not of a sequence full of NaN."""
+    chosen = [case for case in matching(pattern, cases.SMALL, cases.EDGE, LARGER) if reference_gradients.judged(case)]
+    every(chosen, lambda case: check_gradients(case, deterministic=deterministic))

@@ -61,6 +61,16 @@ def test_caches(package, lens):
     call(package, f"caches({lens})")
 
 
+@pytest.mark.parametrize("more", ["", "num_splits=2", slow("num_splits=7")])
+@pytest.mark.parametrize("pattern", ["(?!long)", slow("long")])
+def test_mla_decode(package, pattern, more):
+    call(package, f"mla({pattern!r}, {more})")
+
+
+def test_mla_plans_and_append(package):
+    call(package, "planned()")
+
+
 def test_merge_states(package):
     call(package, "merged()")
 
@@ -92,12 +102,19 @@ def test_backward(package, pattern):
     call(package, f"backward({pattern!r})")
 
 
+@pytest.mark.parametrize("pattern", ["(bfloat|float)16", "larger64-bfloat16-(causal|everything|packed)", slow("larger(64|128)-bfloat16")])
+def test_deterministic_backward(package, pattern):
+    """Elements of 16 bits have kernels of their own for it."""
+    call(package, f"backward({pattern!r}, deterministic=True)")
+
+
 def test_the_device_is_described(package):
     lines = run(package, "import attile\nconfig = attile.show_config()\nprint(config['gpus'][0]['name'], config['cuda'])")
     assert lines == ["emulated True"]
 
 
 WAIT = "          ptx::cp_async_wait();\n          __syncthreads();\n"
+JOINT = "      __syncthreads();\n      if (head < end)"
 
 
 @pytest.mark.slow
@@ -107,9 +124,10 @@ WAIT = "          ptx::cp_async_wait();\n          __syncthreads();\n"
         ("generic/forward_kernel.cuh", WAIT, WAIT.replace("__syncthreads();", ""), "forward('bfloat16|edge-dims')"),
         ("generic/forward_kernel.cuh", WAIT, WAIT.replace("ptx::cp_async_wait();", ""), "forward('bfloat16|edge-dims')"),
         ("tile/product.cuh", "return lane % 16 * stride + lane / 16 * 16;", "return lane % 16 * stride;", "forward('bfloat16')"),
-        ("generic/backward_kernel.cuh", "    __syncthreads();  // the tile before is done with\n", "", "backward('larger64-bfloat16')"),
+        ("generic/backward_kernel.cuh", "    __syncthreads();  // the tile before is done with\n", "", "backward('larger64-bfloat16', deterministic=True)"),
+        ("generic/backward_joint.cuh", JOINT, JOINT.replace("__syncthreads();", ""), "backward('larger64-bfloat16')"),
     ],
-    ids=["barrier", "wait", "fragment", "backward"],
+    ids=["barrier", "wait", "fragment", "backward", "joint"],
 )
 def test_a_fault_is_noticed(tmp_path, file, old, new, function):
     build(copy_package(tmp_path), tmp_path, {file: (old, new)})

@@ -1,6 +1,7 @@
 """Exact attention, tile by tile, on the arrays of NumPy, torch, JAX and CuPy."""
 
 from attile._core import __version__
+from attile.backward import Gradients, flash_attention_backward
 from attile.config import get_cmake_dir, get_include, show_config
 from attile.flash import FlashAttentionConfig, MaskInfo, flash_attention
 from attile.kvcache import flash_attention_with_kvcache
@@ -12,10 +13,12 @@ from attile.tuning import explain
 __all__ = [
     "FlashAttentionConfig",
     "FlashMLAConfig",
+    "Gradients",
     "MaskInfo",
     "__version__",
     "explain",
     "flash_attention",
+    "flash_attention_backward",
     "flash_attention_with_kvcache",
     "flash_mla",
     "get_cmake_dir",

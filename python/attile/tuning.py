@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attile import _core
+from attile.backward import flash_attention_backward
 from attile.flash import flash_attention
 from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _EXPLAIN = {
     flash_attention: _core.explain_flash_attention,
+    flash_attention_backward: _core.explain_flash_attention_backward,
     flash_attention_with_kvcache: _core.explain_flash_attention_with_kvcache,
     merge_states: _core.explain_merge_states,
     mla_attention: _core.explain_mla_attention,
@@ -30,8 +32,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, A
     Parameters
     ----------
     fn : callable
-        `attile.flash_attention`, `attile.flash_attention_with_kvcache`, `attile.merge_states`, `attile.mla_attention`
-        or `attile.mla_decode`.
+        `attile.flash_attention`, `attile.flash_attention_backward`, `attile.flash_attention_with_kvcache`,
+        `attile.merge_states`, `attile.mla_attention` or `attile.mla_decode`.
     *args : Any
         Positional arguments of the call.
     **kwargs : Any

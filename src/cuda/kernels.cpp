@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cuda/forward/sm90/forward_launch.hpp"
 #include "cuda/generic/backward_launch.hpp"
 #include "cuda/generic/forward_launch.hpp"
 #include "cuda/mla_decode/generic/decode_launch.hpp"
@@ -10,16 +11,24 @@
 #include "cuda/mla/attention_launch.hpp"
 
 namespace attile::cuda {
+namespace {
 
-std::span<const Kernel> forward_kernels() { return generic_forward_kernels(); }
+std::vector<Kernel> joined(std::span<const Kernel> first, std::span<const Kernel> then) {
+  std::vector<Kernel> rows(first.begin(), first.end());
+  rows.insert(rows.end(), then.begin(), then.end());
+  return rows;
+}
+
+}  // namespace
+
+std::span<const Kernel> forward_kernels() {
+  static const std::vector<Kernel> kernels = joined(sm90_forward_kernels(), generic_forward_kernels());
+  return kernels;
+}
 std::span<const Kernel> backward_kernels() { return generic_backward_kernels(); }
 std::span<const Kernel> mla_attention_kernels() { return generic_mla_attention_kernels(); }
 std::span<const Kernel> mla_decode_kernels() {
-  static const std::vector<Kernel> kernels = [] {
-    std::vector<Kernel> rows(sm90_mla_decode_kernels().begin(), sm90_mla_decode_kernels().end());
-    rows.insert(rows.end(), generic_mla_decode_kernels().begin(), generic_mla_decode_kernels().end());
-    return rows;
-  }();
+  static const std::vector<Kernel> kernels = joined(sm90_mla_decode_kernels(), generic_mla_decode_kernels());
   return kernels;
 }
 

@@ -10,6 +10,7 @@ namespace attile::cuda {
 
 // Fastest first.
 std::span<const Kernel> forward_kernels();
+std::span<const Kernel> backward_kernels();
 std::span<const Kernel> mla_attention_kernels();
 std::span<const Kernel> mla_decode_kernels();
 

@@ -6,6 +6,7 @@
 namespace attile::python {
 
 void register_arrays(py::module_& m);
+void register_backward(py::module_& m);
 void register_flash_attention(py::module_& m);
 void register_kvcache(py::module_& m);
 void register_mla_attention(py::module_& m);

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   attile::python::register_config(m);
   attile::python::register_arrays(m);
   attile::python::register_flash_attention(m);
+  attile::python::register_backward(m);
   attile::python::register_kvcache(m);
   attile::python::register_mla_attention(m);
   attile::python::register_merge_states(m);

@@ -7,15 +7,16 @@
 
 namespace attile {
 
-AttentionOp::AttentionOp(const AttentionProblem& valid, const attile_config& given, MlaStrategy strategy)
-    : attile_op(valid.function), problem(valid) {
+AttentionOp::AttentionOp(const AttentionProblem& valid, const attile_config& given, MlaStrategy strategy,
+                         std::span<const Kernel> CudaLibrary::*table)
+    : attile_op(valid.function), problem(valid), table_(table) {
   config = validate_config(function, given);
   config.strategy = strategy;
   forced_ = config.kernel;
   config.kernel = forced_;
   if (problem.on_cuda()) cuda_ = &cuda_library(function, problem.device_id);
-  const Kernel& kernel = choose(kernels(), problem, config);
-  plan = kernel.plan(problem, config, num_threads());
+  const Kernel& kernel = choose(kernels(), valid, config);
+  plan = kernel.plan(valid, config, num_threads());
   plan.kernel = &kernel;
 }
 
@@ -40,10 +41,10 @@ void AttentionOp::bind_outputs(const attile_tensor* const* given, int32_t count)
 size_t AttentionOp::workspace_bytes() const { return host_indices_.empty() ? plan.workspace_bytes : kernel_bytes() + host_indices_.bytes(); }
 
 void AttentionOp::run(void* workspace, const Execution& execution) {
-  if (!cuda_) return plan.kernel->run(problem, plan, workspace, execution);
+  if (!cuda_) return plan.kernel->run(asked(), plan, workspace, execution);
   on_cuda_device(*cuda_, function, execution.device, [&] {
     if (!host_indices_.empty()) host_indices_.copy(*cuda_, function, execution, static_cast<char*>(workspace) + kernel_bytes());
-    plan.kernel->run(problem, plan, workspace, execution);
+    plan.kernel->run(asked(), plan, workspace, execution);
   });
 }
 
@@ -55,7 +56,7 @@ std::string AttentionOp::explain() const {
   json.field("workers", int64_t{plan.workers}).close();
   json.field("workspace_bytes", static_cast<int64_t>(plan.workspace_bytes));
   json.key("refused").open('[');
-  for (const Refusal& r : refusals(kernels(), problem, config)) {
+  for (const Refusal& r : refusals(kernels(), asked(), config)) {
     if (r.kernel == plan.kernel) continue;
     const std::string reason = r.reason.empty() ? std::string(plan.kernel->name) + " comes first" : r.reason;
     json.open().field("kernel", r.kernel->name).field("reason", reason).close();

@@ -1,6 +1,7 @@
 // An operation behind the C interface: what create() validated and planned, the outputs that the caller bound, how it runs.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "attile/attile.h"
@@ -18,12 +19,15 @@ struct attile_op {
   virtual std::string explain() const = 0;
   virtual size_t workspace_bytes() const { return 0; }
 
-  static constexpr int32_t kMaxInputs = 16, kMaxOutputs = 2;
+  static constexpr int32_t kMaxInputs = 16, kMaxOutputs = 5;
 
   void add_input(const char* name, const attile_tensor* t) {
     if (t) inputs[num_inputs++] = {name, attile::byte_range(*t)};
   }
-  void add_output(const char* name, attile::DType dtype, const attile_tensor& like, std::initializer_list<int64_t> shape);
+  void add_output(const char* name, attile::DType dtype, const attile_tensor& like, std::span<const int64_t> shape);
+  void add_output(const char* name, attile::DType dtype, const attile_tensor& like, std::initializer_list<int64_t> shape) {
+    add_output(name, dtype, like, std::span(shape.begin(), shape.size()));
+  }
 
   const char* function;
   struct Input {
@@ -44,6 +48,7 @@ void* thread_scratch(size_t bytes);
 
 // The operation of one public function; the C interface catches what they throw.
 attile_op* create_flash_attention(const attile_flash_attention_params& params);
+attile_op* create_flash_attention_backward(const attile_flash_attention_backward_params& params);
 attile_op* create_flash_attention_with_kvcache(const attile_flash_attention_with_kvcache_params& params);
 attile_op* create_mla_attention(const attile_mla_attention_params& params);
 attile_op* create_merge_states(const attile_merge_states_params& params);

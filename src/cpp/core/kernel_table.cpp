@@ -37,6 +37,9 @@ std::string refusal(const Kernel& kernel, const AttentionProblem& problem, const
 }
 
 const Kernel& choose(std::span<const Kernel> table, const AttentionProblem& problem, const Config& config) {
+  if (table.empty())
+    throw Error(ATTILE_NOT_IMPLEMENTED, std::string(problem.function) + ": no kernel takes this problem: there is none yet for " +
+                                            (problem.on_cuda() ? "CUDA" : "CPU") + " arrays");
   const std::string_view forced = forced_name(config);
   bool known = forced.empty();
   for (const Kernel& kernel : table) {

@@ -13,7 +13,7 @@ constexpr int64_t kMaxHeadDim = 576, kMaxHeadDimV = 512;
 
 struct Validator {
   const attile_flash_attention_params& p;
-  const char* f = "flash_attention";
+  const char* f;
   AttentionProblem problem{};
   int32_t rank = 0;
 
@@ -189,8 +189,9 @@ struct Validator {
 
 }  // namespace
 
-AttentionProblem validate(const attile_flash_attention_params& params) {
-  Validator v{params};
+AttentionProblem validate(const attile_flash_attention_params& params, const char* function) {
+  Validator v{params, function};
+  v.problem.function = function;
   v.arrays();
   v.ranks_and_dtypes();
   v.shapes();

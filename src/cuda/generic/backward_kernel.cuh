@@ -1,11 +1,13 @@
-// Attention backward on mma.sync. With P = exp(S - lse), dP = dropout(dO V^T), dS = P (dP - delta), delta = sum_d dO O - dlse:
+// Attention backward on mma.sync, a kernel for each gradient. With P = exp(S - lse), dP = dropout(dO V^T), dS = P (dP - delta),
+// delta = sum_d dO O - dlse:
 //
 //   backward_keys      a block has 64 keys of one key head and walks over the queries that see them, head by head of the group:
 //                      dV += P^T dO;  dK += dS^T Q            (S^T = K Q^T and dP^T = V dO^T: P^T is where the A operand is read)
 //   backward_queries   a block has 64 queries of one head and walks over their keys:  dQ += dS K
 //   backward_bias      a block has 64 x kOther elements of the bias and walks over all pairs that they served:  dbias += dS
 //
-// No atomics, so the same inputs give the same bits; the price is that S and dP are computed once in each kernel: 7 products for 5.
+// No atomics, so the same inputs give the same bits; the price is that S and dP are computed once in each kernel: 7 products for 5. Where
+// bits need not repeat, and of 16-bit elements with head dims to 128, the keys are left to backward_joint.cuh.
 //
 // kDim > 0: all dims of both operands lie in shared memory. kDim 0: S and dP are summed over parts of 64 dims that pass through it, and a
 // block has 128 columns of its gradients.
@@ -96,46 +98,45 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_keys(const __gri
   const int tile = block % p.tiles;
   block /= p.tiles;
   const int head_k = block % p.f.heads_k;
-  const OwnRows own = find_own_rows(p.f.k_lengths, p.f.batch, tile, p.tiles, block / p.f.heads_k);
+  const OwnRows own = find_own_rows<kBackwardRows>(p.f.k_lengths, p.f.batch, tile, p.tiles, block / p.f.heads_k);
   if (own.sequence < 0) {
-    if (column > 0) return;
-    const int64_t end = p.f.batch > 0 ? read_index(p.f.k_lengths.cu, p.f.batch) : 0;
-    const int from = clamp_to(end, 0, p.f.k_lengths.rows) + own.left;
-    clear_gradient<Element>(p.dk, head_k, from, own.over, p.f.k_lengths.rows, p.f.head_dim);
-    clear_gradient<Element>(p.dv, head_k, from, own.over, p.f.k_lengths.rows, p.f.head_dim_v);
+    if (column == 0) clear_keys<Element, kBackwardThreads>(p, head_k, own);
     return;
   }
 
   const BackwardTile<Traits> tiles(ptx::shared_address(shared));
   float dk[1][kColumns / 8][4] = {}, dv[1][kColumns / 8][4] = {};
-  Pairing w = pairing_of(p, own.sequence, head_k * p.f.group);
+  const Pairing w = pairing_of(p, own.sequence, head_k * p.f.group);
   const int count = min(w.band.seqlen_k, own.first + kBackwardRows);
   const int q0 = max(0, own.first - w.band.high), q1 = min(w.seqlen_q, count - w.band.low);
   bool load_own = true;
   for (int g = 0; g < p.f.group && own.first < count; ++g) {
-    w.head = head_k * p.f.group + g;
+    const int head = head_k * p.f.group + g;
     for (int q = q0; q < q1; q += kOther) {
       using Side = typename BackwardTile<Traits>::Side;
       float s[1][kOther / 8][4] = {}, dp[1][kOther / 8][4] = {};
       tiles.multiply(Side{&p.f.k, k_base(p.f.k, w), own.first, w.band.seqlen_k, p.f.head_dim},
-                     Side{&p.f.q, q_base(p.f.q, w), q, w.seqlen_q, p.f.head_dim},
+                     Side{&p.f.q, q_base(p.f.q, w, head), q, w.seqlen_q, p.f.head_dim},
                      Side{&p.f.v, k_base(p.f.v, w), own.first, w.band.seqlen_k, p.f.head_dim_v},
-                     Side{&p.dout, q_base(p.dout, w), q, w.seqlen_q, p.f.head_dim_v}, column, load_own, true, true, p.f.exact, s, dp);
+                     Side{&p.dout, q_base(p.dout, w, head), q, w.seqlen_q, p.f.head_dim_v}, column, load_own, true, true, p.f.exact, s, dp);
       load_own = false;
       // Behind the barrier that ended the tile before, and read behind the one below.
       if (threadIdx.x < kOther) {
-        lse[threadIdx.x] = lse_of(p, w, q + threadIdx.x);
-        delta[threadIdx.x] = delta_of(p, w, q + threadIdx.x);
+        lse[threadIdx.x] = lse_of(p, w, head, q + threadIdx.x);
+        delta[threadIdx.x] = delta_of(p, w, head, q + threadIdx.x);
       }
       __syncthreads();
-      drop_non_finite<Element, kOther, kColumns>(shared + tiles.columns_a - tiles.own_a, any_non_finite<kOther>(s));
+      if (__syncthreads_or(any_non_finite(s))) {
+        drop_non_finite<Element, kOther, kColumns>(shared + tiles.columns_a - tiles.own_a);
+        __syncthreads();
+      }
 #pragma unroll
       for (int n = 0; n < kOther / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int j = own.first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + e / 2 * 8, at = 8 * n + lane_column() + e % 2;
           float p_out, ds;
-          differentiate<Traits::kGeneral>(p, w, q + at, j, lse[at], delta[at], s[0][n][e], dp[0][n][e], p_out, ds);
+          differentiate<Traits::kGeneral>(p, w, head, q + at, j, lse[at], delta[at], s[0][n][e], dp[0][n][e], p_out, ds);
           s[0][n][e] = p_out;
           dp[0][n][e] = ds;
         }
@@ -143,31 +144,30 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_keys(const __gri
       values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dk, dp, tiles.columns_a, kColumns, p.f.exact);
     }
   }
-  const int stored = p.f.k_lengths.packed ? count : min(p.f.k_lengths.rows, own.first + kBackwardRows);
-  store_gradient<Element, kColumns>(p.dk, const_cast<char*>(k_base(p.dk, w)), own.first, count, stored, p.f.head_dim, column, p.f.scale,
-                                    dk);
-  store_gradient<Element, kColumns>(p.dv, const_cast<char*>(k_base(p.dv, w)), own.first, count, stored, p.f.head_dim_v, column, 1.f, dv);
+  const int stored = p.f.k_lengths.packed ? count : min(p.f.k_lengths.rows, own.first + kBackwardRows), row = own.first + threadIdx.x / 32 * 16;
+  store_gradient<Element, 1, kColumns>(p.dk, const_cast<char*>(k_base(p.dk, w)), row, count, stored, p.f.head_dim, column, p.f.scale, dk);
+  store_gradient<Element, 1, kColumns>(p.dv, const_cast<char*>(k_base(p.dv, w)), row, count, stored, p.f.head_dim_v, column, 1.f, dv);
 }
 
 // s <- dS of 64 queries from i0 and kOther keys from j0. Returns whether some q.k was not finite.
 template <class Traits>
-__device__ __forceinline__ bool score_gradients(const BackwardParams& p, const BackwardTile<Traits>& tiles, const Pairing& w, int i0,
-                                                int j0, int column, bool load_own, const float (&lse)[2], const float (&delta)[2],
+__device__ __forceinline__ bool score_gradients(const BackwardParams& p, const BackwardTile<Traits>& tiles, const Pairing& w, int head,
+                                                int i0, int j0, int column, bool load_own, const float (&lse)[2], const float (&delta)[2],
                                                 float (&s)[1][Traits::kOther / 8][4]) {
   using Side = typename BackwardTile<Traits>::Side;
   float dp[1][Traits::kOther / 8][4] = {};
-  tiles.multiply(Side{&p.f.q, q_base(p.f.q, w), i0, w.seqlen_q, p.f.head_dim},
+  tiles.multiply(Side{&p.f.q, q_base(p.f.q, w, head), i0, w.seqlen_q, p.f.head_dim},
                  Side{&p.f.k, k_base(p.f.k, w), j0, w.band.seqlen_k, p.f.head_dim},
-                 Side{&p.dout, q_base(p.dout, w), i0, w.seqlen_q, p.f.head_dim_v},
+                 Side{&p.dout, q_base(p.dout, w, head), i0, w.seqlen_q, p.f.head_dim_v},
                  Side{&p.f.v, k_base(p.f.v, w), j0, w.band.seqlen_k, p.f.head_dim_v}, column, load_own, true, false, p.f.exact, s, dp);
-  const bool odd = any_non_finite<Traits::kOther>(s);
+  const bool odd = any_non_finite(s);
 #pragma unroll
   for (int n = 0; n < Traits::kOther / 8; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int i = i0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + e / 2 * 8, j = j0 + 8 * n + lane_column() + e % 2;
       float p_out, ds;
-      differentiate<Traits::kGeneral>(p, w, i, j, lse[e / 2], delta[e / 2], s[0][n][e], dp[0][n][e], p_out, ds);
+      differentiate<Traits::kGeneral>(p, w, head, i, j, lse[e / 2], delta[e / 2], s[0][n][e], dp[0][n][e], p_out, ds);
       s[0][n][e] = ds;
     }
   return odd;
@@ -184,11 +184,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_queries(const __
   const int tile = block % p.tiles;
   block /= p.tiles;
   const int head = block % p.heads_q;
-  const OwnRows own = find_own_rows(p.f.q_lengths, p.f.batch, tile, p.tiles, block / p.heads_q);
+  const OwnRows own = find_own_rows<kBackwardRows>(p.f.q_lengths, p.f.batch, tile, p.tiles, block / p.heads_q);
   if (own.sequence < 0) {
-    if (column > 0) return;
-    const int64_t end = p.f.batch > 0 ? read_index(p.f.q_lengths.cu, p.f.batch) : 0;
-    clear_gradient<Element>(p.dq, head, clamp_to(end, 0, p.f.q_lengths.rows) + own.left, own.over, p.f.q_lengths.rows, p.f.head_dim);
+    if (column == 0) clear_queries<Element, kBackwardThreads>(p, head, own);
     return;
   }
   const BackwardTile<Traits> tiles(ptx::shared_address(shared));
@@ -196,31 +194,22 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_queries(const __
   const int count = min(w.seqlen_q, own.first + kBackwardRows), row = own.first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
   float dq[1][kColumns / 8][4] = {}, lse[2], delta[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) lse[r] = lse_of(p, w, row + 8 * r), delta[r] = delta_of(p, w, row + 8 * r);
+  for (int r = 0; r < 2; ++r) lse[r] = lse_of(p, w, head, row + 8 * r), delta[r] = delta_of(p, w, head, row + 8 * r);
   if (own.first < count) {
     const int k0 = w.band.begin(own.first), k1 = w.band.end(count - 1);
     for (int key = k0; key < k1; key += kOther) {
       float s[1][kOther / 8][4] = {};
-      const bool odd = score_gradients<Traits>(p, tiles, w, own.first, key, column, key == k0, lse, delta, s);
-      drop_non_finite<Element, kOther, kColumns>(shared + tiles.columns_a - tiles.own_a, odd);
+      const bool odd = score_gradients<Traits>(p, tiles, w, head, own.first, key, column, key == k0, lse, delta, s);
+      if (__syncthreads_or(odd)) {
+        drop_non_finite<Element, kOther, kColumns>(shared + tiles.columns_a - tiles.own_a);
+        __syncthreads();
+      }
       values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dq, s, tiles.columns_a, kColumns, p.f.exact);
     }
   }
   const int stored = p.f.q_lengths.packed ? count : min(p.f.q_lengths.rows, own.first + kBackwardRows);
-  store_gradient<Element, kColumns>(p.dq, const_cast<char*>(q_base(p.dq, w)), own.first, count, stored, p.f.head_dim, column, p.f.scale,
-                                    dq);
-}
-
-__device__ __forceinline__ void store_bias(const Elementwise& x, char* at, float value) {
-  if (x.dtype == DType::bf16) {
-    store_unaligned<uint16_t>(at, __bfloat16_as_ushort(__float2bfloat16_rn(value)));
-  } else if (x.dtype == DType::f16) {
-    store_unaligned<uint16_t>(at, __half_as_ushort(__float2half_rn(value)));
-  } else if (x.dtype == DType::f32) {
-    store_unaligned<uint32_t>(at, __float_as_uint(value));
-  } else {
-    store_unaligned<uint64_t>(at, static_cast<uint64_t>(__double_as_longlong(value)));
-  }
+  store_gradient<Element, 1, kColumns>(p.dq, const_cast<char*>(q_base(p.dq, w, head)), own.first + threadIdx.x / 32 * 16, count, stored,
+                                       p.f.head_dim, column, p.f.scale, dq);
 }
 
 // Grid: tiles of queries (1 where the bias has one), of keys, bias heads, bias batch.
@@ -245,14 +234,14 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_bias(const __gri
       const int i_end = all_rows ? w.seqlen_q : min(w.seqlen_q, (tile + 1) * kBackwardRows);
       for (int i0 = all_rows ? 0 : tile * kBackwardRows; i0 < i_end; i0 += kBackwardRows) {
         const int row = i0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-        const float lse[2] = {lse_of(p, w, row), lse_of(p, w, row + 8)}, delta[2] = {delta_of(p, w, row), delta_of(p, w, row + 8)};
+        const float lse[2] = {lse_of(p, w, h, row), lse_of(p, w, h, row + 8)}, delta[2] = {delta_of(p, w, h, row), delta_of(p, w, h, row + 8)};
         const int last = min(i0 + kBackwardRows, w.seqlen_q) - 1;
         const int j_end = min(w.band.end(last), all_keys ? w.band.seqlen_k : (key_tile + 1) * kOther);
         bool load_own = true;
         for (int j0 = all_keys ? 0 : key_tile * kOther; j0 < j_end; j0 += kOther) {
           if (j0 + kOther <= w.band.begin(i0)) continue;
           float s[1][kOther / 8][4] = {};
-          score_gradients<Traits>(p, tiles, w, i0, j0, 0, load_own, lse, delta, s);
+          score_gradients<Traits>(p, tiles, w, h, i0, j0, 0, load_own, lse, delta, s);
           load_own = false;
 #pragma unroll
           for (int n = 0; n < kOther / 8; ++n)
@@ -285,7 +274,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_bias(const __gri
       for (int e = 0; e < 4; ++e) {
         const int i = tile * kBackwardRows + warp * 16 + lane / 4 + e / 2 * 8, c = 8 * n + lane_column() + e % 2,
                   j = all_keys ? c : key_tile * kOther + c;
-        if (i < shape[2] && j < shape[3] && (!all_keys || c == 0)) store_bias(p.dbias, at(i, j), sum[0][n][e]);
+        if (i < shape[2] && j < shape[3] && (!all_keys || c == 0)) store_number(p.dbias, at(i, j), sum[0][n][e]);
       }
     return;
   }
@@ -300,7 +289,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_bias(const __gri
   __syncthreads();
   if (threadIdx.x < kOther) {
     const int c = threadIdx.x, j = all_keys ? c : key_tile * kOther + c;
-    if (j < shape[3] && (!all_keys || c == 0)) store_bias(p.dbias, at(0, j), columns[0][c] + columns[1][c] + columns[2][c] + columns[3][c]);
+    if (j < shape[3] && (!all_keys || c == 0)) store_number(p.dbias, at(0, j), columns[0][c] + columns[1][c] + columns[2][c] + columns[3][c]);
   }
 }
 

@@ -1,4 +1,5 @@
-// What a row of queries contributes by itself: delta = sum_d dout out - dlse, and the gradient of the sinks,
+// What a row of queries contributes by itself: delta = sum_d dout out - dlse, with lse side by side for the other kernels, and the gradient
+// of the sinks,
 //
 //   dsinks[n] = -sum_rows exp(sink[n] - lse) delta
 #pragma once
@@ -38,7 +39,9 @@ __global__ void __launch_bounds__(kBackwardThreads) backward_rows(const __grid_c
       sum = fmaf(read_element<Element>(out + d * Element::kBytes), read_element<Element>(dout + d * Element::kBytes), sum);
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
-    if (lane == 0) p.delta[at] = sum - (p.dlse ? p.dlse[batch * p.dlse_batch + head * p.dlse_head + row * p.dlse_row] : 0.f);
+    if (lane != 0) continue;
+    p.delta[at] = sum - (p.dlse ? read_element<F32>(p.dlse + batch * p.dlse_batch + head * p.dlse_head + row * p.dlse_row) : 0.f);
+    p.row_lse[at] = read_element<F32>(p.lse + batch * p.lse_batch + head * p.lse_head + row * p.lse_row);
   }
 }
 
@@ -52,8 +55,8 @@ static __global__ void __launch_bounds__(kBackwardThreads) backward_sinks(const 
       const Pairing w = pairing_of(p, b, h);
       const float sink = read_sink(p.f, h, n);  // in base 2
       for (int i = threadIdx.x; i < w.seqlen_q; i += kBackwardThreads) {
-        const float lse = lse_of(p, w, i);
-        if (lse != -INFINITY) sum -= ptx::exp2_approx(sink - lse * kLog2E) * delta_of(p, w, i);
+        const float lse = lse_of(p, w, h, i);
+        if (lse != -INFINITY) sum -= ptx::exp2_approx(sink - lse * kLog2E) * delta_of(p, w, h, i);
       }
     }
   partial[threadIdx.x] = sum;
@@ -61,7 +64,7 @@ static __global__ void __launch_bounds__(kBackwardThreads) backward_sinks(const 
   if (threadIdx.x != 0) return;
   sum = 0.f;
   for (int i = 0; i < kBackwardThreads; ++i) sum += partial[i];
-  p.dsinks[blockIdx.x] = sum;
+  store_number(p.dsinks, const_cast<char*>(p.dsinks.data) + own_head * p.dsinks.row + n * p.dsinks.key, sum);
 }
 
 }  // namespace attile::cuda::generic

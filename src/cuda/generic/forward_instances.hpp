@@ -6,18 +6,19 @@
 
 #include "core/dtype.hpp"
 #include "cuda/generic/forward_params.hpp"
+#include "cuda/generic/forward_traits.hpp"
 
 namespace attile::cuda::generic {
 
 struct ForwardInstance {
   int tile_m, tile_n;
   int dim, dim_v;  // most head dims; dim 0: any, and dim_v columns of v a block
-  bool general;
+  Variant variant;
   int shared_bytes;
   void (*launch)(const ForwardParams&, int64_t blocks, void* stream);
 };
 
-// By head dims, smallest first, those that take no options before those that do.
+// By head dims, smallest first, those that take fewer options before those that take more.
 std::span<const ForwardInstance> forward_bf16_64();
 std::span<const ForwardInstance> forward_bf16_128();
 std::span<const ForwardInstance> forward_bf16_256();

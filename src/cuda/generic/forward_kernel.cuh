@@ -37,7 +37,7 @@ struct Block {
 
   const ForwardParams& p;
   const Work& w;
-  uint32_t q, k, v;  // shared memory
+  uint32_t q, k, v, bias;  // shared memory
 
   __device__ __forceinline__ void load_q(int stage, int part) const {
     const char* base = p.q.data + w.q_batch * p.q.batch + w.q_first * p.q.row + part * Traits::kDim * Element::kBytes;
@@ -70,6 +70,42 @@ struct Block {
                       p.head_dim_v * Element::kBytes - w.column_part * kBytes);
   }
 
+  __device__ __forceinline__ void load_bias(int key, int stage) const {
+    constexpr int kBytes = kN * 2;
+    const uint32_t to = bias + stage * Traits::kBiasBytes;
+    if (p.group == 1 && p.bias.granule == 16 && w.count == Traits::kTileM && key + kN <= w.band.seqlen_k) {
+      load_whole_rows<Traits::kTileM, kBytes, Traits::kThreads>(to, row_of(p.bias, w, w.head_k, w.first, key), p.bias.row, kBytes);
+    } else {
+      load_rows<Traits::kTileM, kBytes, Traits::kThreads>(to, p.bias.granule, (w.band.seqlen_k - key) * 2, [&](int row) -> const char* {
+        if (row >= w.count) return nullptr;
+        const int i = (w.first + row) / p.group;
+        return row_of(p.bias, w, w.head_k * p.group + w.first + row - i * p.group, i, key);
+      });
+    }
+  }
+
+  // biased: the warp's own rows, of one head.
+  __device__ __forceinline__ void load_warp_bias(int warp_row, int key) const {
+    constexpr int kChunks = kN / 8, kRows = 16 * kM;
+    const char* base = row_of(p.bias, w, w.head_k, w.first + warp_row, key);
+    const int rows = w.count - warp_row, bytes = (w.band.seqlen_k - key) * 2;
+#pragma unroll
+    for (int i = 0; i < kRows * kChunks / 32; ++i) {
+      const int chunk = i * 32 + threadIdx.x % 32, row = chunk / kChunks, column = chunk % kChunks * 16;
+      ptx::cp_async_16(bias + (warp_row + row) * Traits::kBiasRowBytes + column, base + row * p.bias.row + column,
+                       row < rows ? min(max(bytes - column, 0), 16) : 0);
+    }
+  }
+  // biased: the warp's rows of Q times q_scale.
+  __device__ __forceinline__ void scale_queries(int warp_row) const {
+    constexpr int kWords = Traits::kDim / 2;
+    for (int i = threadIdx.x % 32; i < 16 * kM * kWords; i += 32) {
+      const uint32_t at = q + (warp_row + i / kWords) * Traits::kRowBytes + i % kWords * 4;
+      const float2 x = Element::unpack(ptx::load_shared(at));
+      ptx::store_shared(at, Element::pack(x.x * p.q_scale, x.y * p.q_scale));
+    }
+  }
+
   // O and the state of the warp's rows, over the keys of the range. rows: of the general variant. first: the lane's first row.
   __device__ __forceinline__ void attend(const KeyRange& keys, const LaneRows<kM>& rows, int first, float (&o)[kM][kColumns / 8][4],
                                          SoftmaxState<kM>& state) const {
@@ -83,12 +119,21 @@ struct Block {
     const int parts = Traits::kStreamed ? (p.head_dim + Traits::kDim - 1) / Traits::kDim : 1;
     constexpr int kSteps = Traits::kDim * Element::kBytes / 32;
 
-    BiasWords<kM, kN> words;
-    const bool bias_ahead = Traits::kGeneral && p.bias.data && p.bias.pairs;
+    const bool stage_bias = Traits::kStagedBias && !Traits::kBiased && p.bias.data && p.bias.pairs;
     load_q(0, 0);
     load_k(k_rows, keys.begin, 0, 0);
-    if (Traits::kDouble) load_v(v_rows, keys.begin, 0);
-    if (bias_ahead) words.load(p, w, rows, keys.begin);
+    if (Traits::kDouble) {
+      load_v(v_rows, keys.begin, 0);
+      if (stage_bias) load_bias(keys.begin, 0);
+    }
+    if constexpr (Traits::kBiased) {
+      load_warp_bias(warp_row, keys.begin);
+      if (p.q_scale != 1.f) {
+        ptx::cp_async_wait();
+        __syncthreads();
+        scale_queries(warp_row);
+      }
+    }
     int stage = 0;
     for (int key = keys.begin; key < keys.end; key += kN) {
       const bool needed = key < some.end && key + kN > some.begin;
@@ -106,6 +151,7 @@ struct Block {
         if (more) {
           load_k(k_rows, key + kN, stage ^ 1, 0);
           load_v(v_rows, key + kN, stage ^ 1);
+          if (stage_bias) load_bias(key + kN, stage ^ 1);
         }
         if (needed) multiply(0);
       } else {
@@ -117,6 +163,7 @@ struct Block {
             load_k(k_rows, key, stage ^ 1, part + 1);
           } else {
             load_v(v_rows, key, 0);
+            if (stage_bias) load_bias(key, 0);
           }
           if (needed) multiply(part);
           if (Traits::kStreamed) stage ^= 1;
@@ -128,13 +175,16 @@ struct Block {
           load_k(k_rows, key + kN, stage, 0);
         }
       }
-      const uint32_t values = v + (Traits::kDouble ? stage * Traits::kVBytes : 0);
+      const uint32_t values = v + (Traits::kDouble ? stage * Traits::kVBytes : 0),
+                     bias_rows = bias + (Traits::kStagesBias == 2 ? stage * Traits::kBiasBytes : 0) + warp_row * Traits::kBiasRowBytes;
       if (Traits::kDouble) stage ^= 1;
-      if constexpr (Traits::kGeneral) {
-        if (needed) finish_scores<kM, kN>(p, w, rows, words, key, s);
-        if (bias_ahead && more) words.load(p, w, rows, key + kN);
+      if constexpr (Traits::kBiased) {
+        if (needed) add_bias_product<Element, kM, kN>(p, bias_rows, s);
+        __syncwarp();
+        if (more) load_warp_bias(warp_row, key + kN);
       }
       if (!needed) continue;
+      if constexpr (Traits::kGeneral) finish_scores<Traits::kStagedBias, kM, kN>(p, w, rows, bias_rows, key, s);
 
       float alpha[kM][2];
       if (key < all.begin || key + kN > all.end) {
@@ -228,7 +278,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) forward_ker
   const KeyRange keys = find_keys<Traits::kTileN>(p, w);
   if (keys.begin < keys.end)
     Block<Traits>{p, w, base, base + Traits::kStagesQ * Traits::kQBytes,
-                  base + Traits::kStagesQ * Traits::kQBytes + Traits::kStagesK * Traits::kKBytes}
+                  base + Traits::kStagesQ * Traits::kQBytes + Traits::kStagesK * Traits::kKBytes, base + Traits::kOperandBytes}
         .attend(keys, rows, first, o, state);
   finish_rows<Traits>(p, w, rows, first, o, state);
 }

@@ -2,6 +2,7 @@
 #include "cuda/generic/forward_launch.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/device.hpp"
 #include "cuda/generic/forward_instances.hpp"
@@ -22,6 +23,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The maximum of scores before they are scaled is that of the scaled ones for a positive scale only.
 bool needs_general(const AttentionProblem& p) { return (p.options & kGeneralOptions) != 0 || !(p.softmax_scale > 0); }
 
+// A bias that the biased kernels take.
+bool is_simple(const AttentionProblem& p) {
+  if ((p.options & kGeneralOptions) != kBias || p.bias.dtype != p.dtype || p.group != 1) return false;
+  const ForwardParams f = problem_params(p);
+  return f.bias.pairs && f.bias.granule == 16;
+}
+
 const ForwardInstance* find_instance(const AttentionProblem& p) {
   std::span<const ForwardInstance> by_dim[4];
   if (p.dtype == DType::bf16) {
@@ -31,10 +39,11 @@ const ForwardInstance* find_instance(const AttentionProblem& p) {
   } else {
     by_dim[0] = forward_f32_64(), by_dim[1] = forward_f32_128(), by_dim[2] = forward_f32_256(), by_dim[3] = forward_f32_512();
   }
-  const bool general = needs_general(p);
+  const Variant least = !needs_general(p) ? Variant::plain : is_simple(p) ? Variant::biased : Variant::general;
   for (const auto& instances : by_dim)
     for (const ForwardInstance& i : instances)
-      if (i.dim == 0 || (i.general == general && p.head_dim <= i.dim && p.head_dim_v <= i.dim_v)) return &i;
+      if (i.dim == 0 || (i.variant >= least && (least > Variant::plain || i.variant == least) && p.head_dim <= i.dim && p.head_dim_v <= i.dim_v))
+        return &i;
   return nullptr;
 }
 
@@ -100,7 +109,11 @@ Plan plan(const AttentionProblem& p, const Config& config, int) {
 
 ForwardParams params_of(const AttentionProblem& p, const ForwardInstance& instance, const Plan& plan, const Grid& g, void* workspace) {
   ForwardParams f = problem_params(p);
-  f.scale_log2 = static_cast<float>((instance.general ? 1 : p.softmax_scale) * 1.4426950408889634);
+  f.scale_log2 = static_cast<float>((instance.variant == Variant::plain ? p.softmax_scale : 1) * 1.4426950408889634);
+  // A power of two changes no bit of a bfloat16 but its exponent.
+  int exponent = 0;
+  f.q_scale = p.dtype == DType::bf16 && std::frexp(p.softmax_scale, &exponent) == 0.5 && exponent > -32 && exponent < 32 ? f.scale : 1.f;
+  if (instance.variant == Variant::biased) f.scale /= f.q_scale;
   f.tiles = static_cast<int32_t>(g.tiles);
   f.column_parts = static_cast<int32_t>(g.column_parts);
   f.splits = static_cast<int32_t>(plan.num_splits);

@@ -19,7 +19,7 @@ void launch_forward(const ForwardParams& p, int64_t blocks, void* stream) {
 
 template <class Traits>
 constexpr ForwardInstance instance_of() {
-  return {Traits::kTileM,       Traits::kTileN,        Traits::kStreamed ? 0 : Traits::kDim, Traits::kDimV, Traits::kGeneral,
+  return {Traits::kTileM,       Traits::kTileN,        Traits::kStreamed ? 0 : Traits::kDim, Traits::kDimV, Traits::kVariant,
           Traits::kSharedBytes, launch_forward<Traits>};
 }
 

@@ -25,6 +25,7 @@ struct Lengths {
   Indices cu;    // begins, [batch + 1]
   Indices lens;  // or lengths, [batch]
   int32_t rows;  // of the token axis
+  int32_t most;  // of a sequence, for a bias or mask may know fewer positions than lengths on the device say
   bool packed;
 };
 
@@ -33,7 +34,8 @@ struct Elementwise {
   const char* data;  // null: none
   int64_t batch, head, row, key;
   DType dtype;
-  bool pairs;  // two neighbouring keys from an even one can be read as one word
+  bool pairs;       // two neighbouring keys from an even one can be read as one word
+  int32_t granule;  // where `pairs`: every row begins at a multiple of it, 16, 4 or 2
 };
 
 // [B, T] ids.
@@ -56,6 +58,7 @@ struct ForwardParams {
   int32_t page_size, page_count;
 
   float scale, scale_log2;  // softmax_scale; what takes finished scores to base 2
+  float q_scale;            // biased: what queries are multiplied by; then `scale` is the rest of softmax_scale
   float lazy;               // by how much, in base 2, scores may exceed the maximum before it moves
   int32_t left, right;      // band, at most kUnlimited
   bool bottom_right;

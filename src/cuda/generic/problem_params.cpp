@@ -28,14 +28,21 @@ Indices indices_of(const IndexView& v) {
 
 namespace {
 
-Lengths lengths_of(const Sequences& s) { return {indices_of(s.cu), indices_of(s.lens), static_cast<int32_t>(s.rows), s.packed}; }
+// axis: that of its positions in a bias and a mask.
+Lengths lengths_of(const AttentionProblem& p, const Sequences& s, int axis) {
+  int64_t most = s.rows;
+  if (p.has(kBias)) most = std::min(most, p.bias.shape[axis]);
+  if (p.has(kAttentionMask)) most = std::min(most, p.attention_mask.shape[axis]);
+  return {indices_of(s.cu), indices_of(s.lens), static_cast<int32_t>(s.rows), static_cast<int32_t>(most), s.packed};
+}
 
 Elementwise elementwise_of(const View& v, int64_t size_of_pairs) {
   const int64_t size = bytes_of(v.dtype);
-  Elementwise e{v.data, v.stride[0] * size, v.stride[1] * size, v.stride[2] * size, v.stride[3] * size, v.dtype, false};
+  Elementwise e{v.data, v.stride[0] * size, v.stride[1] * size, v.stride[2] * size, v.stride[3] * size, v.dtype, false, 0};
   uint64_t bits = reinterpret_cast<uintptr_t>(v.data);
   for (int i = 0; i < 3; ++i) bits |= static_cast<uint64_t>(v.stride[i] * size);
   e.pairs = size == size_of_pairs && v.stride[3] == 1 && bits % static_cast<uint64_t>(2 * size) == 0;
+  e.granule = bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 2;
   return e;
 }
 
@@ -58,8 +65,8 @@ ForwardParams problem_params(const AttentionProblem& p) {
     f.lse = reinterpret_cast<float*>(p.lse.data);
     f.lse_batch = p.lse.stride[0], f.lse_head = p.lse.stride[1], f.lse_row = p.lse.stride[2];
   }
-  f.q_lengths = lengths_of(p.q_seqs);
-  f.k_lengths = lengths_of(p.k_seqs);
+  f.q_lengths = lengths_of(p, p.q_seqs, 2);
+  f.k_lengths = lengths_of(p, p.k_seqs, 3);
   f.batch = static_cast<int32_t>(p.batch);
   f.heads_k = static_cast<int32_t>(p.heads_k);
   f.group = static_cast<int32_t>(p.group);

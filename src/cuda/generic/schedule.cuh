@@ -45,7 +45,7 @@ __device__ __forceinline__ void sequence_rows(const Lengths& s, int b, int& firs
   if (s.cu.data) {
     const int64_t begin = read_index(s.cu, b), end = read_index(s.cu, b + 1);
     if (s.packed) first = clamp_to(begin, 0, s.rows);
-    length = clamp_to(end - begin, 0, s.rows - first);
+    length = clamp_to(end - begin, 0, min(s.rows - first, s.most));
   } else if (s.lens.data) {
     length = clamp_to(read_index(s.lens, b), 0, s.rows);
   }

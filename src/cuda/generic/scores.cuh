@@ -8,8 +8,9 @@
 #include <cmath>
 
 #include "cuda/generic/schedule.cuh"
-#include "cuda/ptx/load.cuh"
+#include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/tile/element.cuh"
+#include "cuda/tile/rows.cuh"
 
 namespace attile::cuda::generic {
 
@@ -55,33 +56,20 @@ __device__ __forceinline__ void read_pair(const char* at, int64_t key, bool firs
   x[1] = second ? convert(load_unaligned<T>(at + key)) : To{};
 }
 
-// The bias of a tile, of a 16-bit type, asked for a tile ahead.
+// The bias of a lane's scores, of a 16-bit type, out of rows in shared memory from `at` on.
 template <int kM, int kN>
 struct BiasWords {
   uint32_t word[kM][2][kN / 8];
 
-  __device__ __forceinline__ void load(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, int k0) {
-    const int left = w.band.seqlen_k - k0 - lane_column();
+  __device__ __forceinline__ explicit BiasWords(uint32_t at) {
+    constexpr uint32_t kRowBytes = kN * 2 + kRowPadding;
+    at += threadIdx.x % 32 / 4 * kRowBytes + lane_column() * 2;
 #pragma unroll
     for (int m = 0; m < kM; ++m)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const char* at = row_of(p.bias, w, rows.head[m][r], rows.position[m][r], k0 + lane_column());
-        if (left >= kN) {
+      for (int r = 0; r < 2; ++r)
 #pragma unroll
-          for (int n = 0; n < kN / 8; ++n) word[m][r][n] = ptx::load_word(at + 16 * n);
-        } else {
-#pragma unroll
-          for (int n = 0; n < kN / 8; ++n) {
-            word[m][r][n] = 0;
-            if (8 * n + 1 < left) {
-              word[m][r][n] = ptx::load_word(at + 16 * n);
-            } else if (8 * n < left) {
-              word[m][r][n] = *reinterpret_cast<const uint16_t*>(at + 16 * n);
-            }
-          }
-        }
-      }
+        for (int n = 0; n < kN / 8; ++n) word[m][r][n] = ptx::load_shared(at + (16 * m + 8 * r) * kRowBytes + n * 16);
   }
 };
 
@@ -113,6 +101,45 @@ __device__ __forceinline__ void add_bias_words_of(const ForwardParams& p, const 
     s[m][n][2 * r] = fmaf(s[m][n][2 * r], p.scale, bias.x);
     s[m][n][2 * r + 1] = fmaf(s[m][n][2 * r + 1], p.scale, bias.y);
   });
+}
+
+// s = scale s + bias of the biased variant, from the warp's rows in shared memory on: bias as the product of 1 and itself, unless the tile has
+// a number that is not finite, which times 0 would reach other rows.
+template <class Element, int kM, int kN>
+__device__ __forceinline__ void add_bias_product(const ForwardParams& p, uint32_t bias, float (&s)[kM][kN / 8][4]) {
+  using Pair = typename Element::Pair;
+  constexpr uint32_t kRowBytes = kN * 2 + kRowPadding;
+  if (p.scale != 1.f) for_each_pair<kM, kN>([&](int m, int r, int n) { s[m][n][2 * r] *= p.scale, s[m][n][2 * r + 1] *= p.scale; });
+  const int row = threadIdx.x % 32 / 4;
+  const uint32_t diagonal = Element::pack(row == lane_column() ? 1.f : 0.f, row == lane_column() + 1 ? 1.f : 0.f);
+  const uint32_t one[4] = {diagonal, 0, 0, diagonal};
+  uint32_t b[kM][kN / 16][4];
+  Pair most = __habs2(Pair{});
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN / 16; ++n) {
+      ptx::ldmatrix_x4_trans(b[m][n], bias + threadIdx.x % 16 * kRowBytes + threadIdx.x % 32 / 16 * 16 + m * 16 * kRowBytes + n * 32);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) most = __hmax2_nan(most, __habs2(reinterpret_cast<const Pair&>(b[m][n][i])));
+    }
+  const bool finite = static_cast<float>(most.x) < INFINITY && static_cast<float>(most.y) < INFINITY;
+  if (__any_sync(~0u, !finite)) {
+    const BiasWords<kM, kN> words(bias);
+    for_each_pair<kM, kN>([&](int m, int r, int n) {
+      const float2 x = Element::unpack(words.word[m][r][n]);
+      s[m][n][2 * r] = biased(s[m][n][2 * r], 1.f, x.x, false);
+      s[m][n][2 * r + 1] = biased(s[m][n][2 * r + 1], 1.f, x.y, false);
+    });
+    return;
+  }
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN / 16; ++n) {
+      Element::mma(s[m][2 * n], one, b[m][n][0], b[m][n][1]);
+      Element::mma(s[m][2 * n + 1], one, b[m][n][2], b[m][n][3]);
+    }
 }
 
 template <int kM, int kN>
@@ -235,10 +262,10 @@ __device__ __forceinline__ void apply_band(const Band& band, const LaneRows<kM>&
     }
 }
 
-// All but the band, on scores of Q K^T. words: the tile's bias where p.bias.pairs.
-template <int kM, int kN>
-__device__ __forceinline__ void finish_scores(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows,
-                                              const BiasWords<kM, kN>& words, int k0, float (&s)[kM][kN / 8][4]) {
+// All but the band, on scores of Q K^T. kStaged, and bias: whether and where p.bias.pairs lies in shared memory, from the warp's first row on.
+template <bool kStaged, int kM, int kN>
+__device__ __forceinline__ void finish_scores(const ForwardParams& p, const Work& w, const LaneRows<kM>& rows, uint32_t bias, int k0,
+                                              float (&s)[kM][kN / 8][4]) {
   const auto each = [&](auto f) {
     for_each_pair<kM, kN>([&](int m, int r, int n) {
       s[m][n][2 * r] = f(s[m][n][2 * r]);
@@ -247,8 +274,8 @@ __device__ __forceinline__ void finish_scores(const ForwardParams& p, const Work
   };
   if (!p.bias.data) {
     each([&](float x) { return x * p.scale; });
-  } else if (p.bias.pairs) {
-    add_bias_words<kM, kN>(p, words, s);
+  } else if (kStaged && p.bias.pairs) {
+    add_bias_words<kM, kN>(p, BiasWords<kM, kN>(bias), s);
   } else {
     add_bias<kM, kN>(p, w, rows, k0, s);
   }

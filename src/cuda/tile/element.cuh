@@ -6,12 +6,15 @@
 
 #include <cstdint>
 
+#include "core/dtype.hpp"
 #include "cuda/ptx/mma.cuh"
 
 namespace attile::cuda {
 
 struct Bf16 {
   using Storage = uint16_t;
+  using Pair = __nv_bfloat162;
+  static constexpr DType kType = DType::bf16;
   static constexpr int kBytes = 2;
   static constexpr Storage kExponent = 0x7f80;
   static __device__ __forceinline__ uint32_t pack(float x, float y) {
@@ -26,6 +29,8 @@ struct Bf16 {
 
 struct F16 {
   using Storage = uint16_t;
+  using Pair = __half2;
+  static constexpr DType kType = DType::f16;
   static constexpr int kBytes = 2;
   static constexpr Storage kExponent = 0x7c00;
   static __device__ __forceinline__ uint32_t pack(float x, float y) {
@@ -40,6 +45,7 @@ struct F16 {
 
 struct F32 {
   using Storage = uint32_t;
+  static constexpr DType kType = DType::f32;
   static constexpr int kBytes = 4;
   static constexpr Storage kExponent = 0x7f800000;
 };

@@ -1,7 +1,8 @@
-// The two products of a warp's 16 kM query rows with a tile of kN keys, on tensor cores:
+// The products of a warp's 16 kM query rows with a tile of kN keys, on tensor cores:
 //
 //   scores_product   s[kM][kN / 8] += Q K^T       Q and K in shared memory, rows of dims
 //   values_product   o[kM][.. / 8] += P V         P in the registers where s was, V in shared memory, a row a key
+//   shared_product   o[kM][.. / 8] += A B         both in shared memory
 //
 // s[m][n] are the four sums of mma.sync: of lane l, rows 16 m + l / 4 and 8 more, columns 8 n + 2 (l % 4) and the next. For 16-bit
 // elements that is, packed, the A operand of P V; for float32 it is one too when key 2 (l % 4) is called l % 4 and the next
@@ -188,6 +189,42 @@ __device__ __forceinline__ void values_product(float (&o)[kM][kColumns / 8][4], 
           for (int i = 0; i < 4; ++i) o[m][part * (kPart / 8) + n][i] += sum[m][n][i];
     }
   }
+}
+
+// o[kM][.. / 8] += A B of 16-bit elements, both in shared memory: A a row each of the 16 kM, or, transposed, each of kDepth; B a row each of
+// kDepth. Addresses without lane offsets.
+template <class Element, int kM, int kColumns, int kDepth, bool kTransposed, uint32_t kStrideA, uint32_t kStrideB>
+__device__ __forceinline__ void shared_product(float (&o)[kM][kColumns / 8][4], uint32_t a, uint32_t b) {
+  constexpr int kSteps = kDepth / 16, kParts = kColumns / 16;
+  a += kTransposed ? lane_offset_b(kStrideA) : lane_offset_a(kStrideA);
+  b += lane_offset_a(kStrideB);
+  uint32_t rows[2][kM][4], columns[2][4];
+  const auto load_a = [&](int step) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      if constexpr (kTransposed) {
+        ptx::ldmatrix_x4_trans(rows[step % 2][m], a + step * 16 * kStrideA + m * 32);
+      } else {
+        ptx::ldmatrix_x4(rows[step % 2][m], a + m * 16 * kStrideA + step * 32);
+      }
+    }
+  };
+  const auto load_b = [&](int i) { ptx::ldmatrix_x4_trans(columns[i % 2], b + i / kParts * 16 * kStrideB + i % kParts * 32); };
+  load_a(0);
+  load_b(0);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+    for (int n = 0; n < kParts; ++n) {
+      const int i = step * kParts + n;
+      if (i + 1 < kSteps * kParts) load_b(i + 1);
+      if (n == 0 && step + 1 < kSteps) load_a(step + 1);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        Element::mma(o[m][2 * n], rows[step % 2][m], columns[i % 2][0], columns[i % 2][1]);
+        Element::mma(o[m][2 * n + 1], rows[step % 2][m], columns[i % 2][2], columns[i % 2][3]);
+      }
+    }
 }
 
 }  // namespace attile::cuda
