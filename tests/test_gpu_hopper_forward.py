@@ -41,10 +41,10 @@ def case_named(name):
     return next(case for case in hopper_cases.CASES if case.id == name)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("chosen", KERNELS)
 @pytest.mark.parametrize("case", hopper_cases.CASES, ids=str)
-def test_every_case(case, kernel):
-    judge_of(case).check(*run(case, kernel))
+def test_every_case(case, chosen):
+    judge_of(case).check(*run(case, chosen))
 
 
 @pytest.mark.parametrize("case", hopper_cases.CASES, ids=str)

@@ -111,8 +111,8 @@ MaskShape mask_shape(const AttentionProblem& p, const Instance& i) {
   return {own(0), own(1), own(2), keys, (keys + 127) / 128 * 4, static_cast<int>(ceil_div(m.shape[2], i.tile_m)), static_cast<int>(ceil_div(keys, i.tile_n))};
 }
 
-bool has_ranges(const AttentionProblem& p, const Instance& i) {
-  return (i.kind == Kind::kSegments || i.kind == Kind::kScores) && p.has(kSegmentIds) && !p.q_seqs.packed && !p.has(kAttentionMask);
+bool has_segment_ranges(const AttentionProblem& p, const Instance& i) {
+  return (i.kind == Kind::kSegments || i.kind == Kind::kScores) && p.has(kSegmentIds) && !p.q_seqs.packed;
 }
 int64_t transposed_row(const AttentionProblem& p) { return ceil_div(p.k_seqs.rows, kTransposedKeys) * kTransposedKeys; }
 
@@ -128,11 +128,11 @@ Workspace workspace_of(const AttentionProblem& p, const Instance& i) {
   };
   w.counter = take(i.dynamic ? 4 : 0);
   w.sinks = take(p.has(kSinks) && !plain_sinks(p.sinks) ? 4 * p.heads_q : 0);
-  int64_t tiles = has_ranges(p, i) ? p.batch * m_tiles_of(p, i) : 0, words = 0;
+  int64_t tiles = has_segment_ranges(p, i) ? p.batch * m_tiles_of(p, i) : 0, words = 0;
   if (p.has(kAttentionMask)) {
     const MaskShape m = mask_shape(p, i);
     const int64_t planes = int64_t{m.batches} * m.heads;
-    tiles = planes * m.m_tiles;
+    if (!p.has(kSegmentIds)) tiles = planes * m.m_tiles;
     words = planes * m.rows * m.words + 4;  // a tile may read past the last row
   }
   w.tiles = take(16 * tiles);
@@ -265,7 +265,7 @@ void set_segments(Params& f, const AttentionProblem& p, const Instance& i, int4*
   s.q = p.q_ids.data, s.k = p.k_ids.data;
   strides(p.q_ids, s.q_batch, s.q_row), strides(p.k_ids, s.k_batch, s.k_row);
   s.q_wide = p.q_ids.dtype == DType::i64, s.k_wide = p.k_ids.dtype == DType::i64;
-  if (!has_ranges(p, i)) return;
+  if (!has_segment_ranges(p, i)) return;
   f.ranges = {tiles, 1, 0, f.order.m_tiles};
   find_segment_tiles(s, static_cast<int>(p.batch), f.seqlen_q, f.seqlen_k, f.order.m_tiles, i.tile_m, i.tile_n, tiles, stream);
 }
@@ -277,10 +277,11 @@ void set_mask(Params& f, const AttentionProblem& p, const Instance& i, int4* til
   find_mask_bits({m.data, m.stride[0] * size, m.stride[1] * size, m.stride[2] * size, m.stride[3] * size, static_cast<int>(size), s.batches, s.heads, s.rows,
                   s.keys},
                  s.words, bits, stream);
-  find_mask_tiles(bits, s.batches * s.heads, s.rows, s.words, s.m_tiles, i.tile_m, i.tile_n, s.n_tiles, tiles, stream);
   f.mask = {bits, s.batches > 1 ? plane * s.heads : 0, s.heads > 1 ? plane : 0, s.rows > 1 ? s.words : 0, s.rows, s.words};
-  f.ranges = {tiles, s.batches > 1 ? s.heads : 0, s.heads > 1 ? 1 : 0, s.m_tiles};
   f.k_lengths.most = std::min(f.k_lengths.most, s.keys);
+  if (p.has(kSegmentIds)) return;  // ranges are the documents'
+  find_mask_tiles(bits, s.batches * s.heads, s.rows, s.words, s.m_tiles, i.tile_m, i.tile_n, s.n_tiles, tiles, stream);
+  f.ranges = {tiles, s.batches > 1 ? s.heads : 0, s.heads > 1 ? 1 : 0, s.m_tiles};
 }
 
 void set_bias(Params& f, const AttentionProblem& p, const Instance& i) {

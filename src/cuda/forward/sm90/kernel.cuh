@@ -123,7 +123,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     if constexpr (T::kKind == Kind::kCap) cap_scores(s, p.cap);
     if constexpr (T::kScores) {
       scores.apply(s, p.cap);
-      if (p.segments.q && (p.mask.bits || !clean(w, j))) mask_documents(s, w, j);  // with a mask, clean is the mask's
+      if (p.segments.q && !clean(w, j)) mask_documents(s, w, j);
     }
     if constexpr (T::kMask)
       if (T::kKind == Kind::kMask ? !clean(w, j) : p.mask.bits != nullptr) apply_mask_bits<N>(s, bits);

@@ -44,14 +44,15 @@ struct Lengths {
   int rows, most;         // of the array; in a sequence
   bool wide, packed;
 
-  __device__ int number(const char* from, int i) const {
+  __device__ int64_t number(const char* from, int i) const {
     const char* at = from + i * stride;
-    const int64_t x = wide ? __ldg(reinterpret_cast<const int64_t*>(at)) : __ldg(reinterpret_cast<const int*>(at));
-    return static_cast<int>(max(int64_t{0}, min(x, int64_t{rows})));
+    return wide ? __ldg(reinterpret_cast<const int64_t*>(at)) : __ldg(reinterpret_cast<const int*>(at));
   }
-  __device__ int begin(int i) const { return packed ? number(cu, i) : 0; }
+  __device__ int clamped(int64_t x) const { return static_cast<int>(max(int64_t{0}, min(x, int64_t{rows}))); }
+  __device__ int begin(int i) const { return packed ? clamped(number(cu, i)) : 0; }
   __device__ int length(int i) const {
-    return min(most, cu ? max(0, number(cu, i + 1) - number(cu, i)) : lens ? number(lens, i) : rows);
+    const int n = packed ? max(0, begin(i + 1) - begin(i)) : cu ? clamped(number(cu, i + 1) - number(cu, i)) : lens ? clamped(number(lens, i)) : rows;
+    return min(most, n);
   }
 };
 
