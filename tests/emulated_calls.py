@@ -79,7 +79,22 @@ def larger():
             )
 
 
-LARGER = list(larger())
+def biased():
+    """What the kernels for a bias of the inputs' type take: rows at multiples of 16 bytes, a key head for each query head."""
+    shapes = {
+        "full": {"bias": (2, 2, 100, 200)},
+        "of_all": {"bias": (1, 1, 100, 200)} | options(causal=True, softmax_scale=0.3),
+        "row": {"bias": (2, 1, 1, 200)} | options(sliding_window=(70, 13)),
+        "packed": {"bias": (1, 2, 72, 128), "layout": "packed", "lens_q": (65, 0, 30), "lens_k": (128, 20, 52)},
+        "padded": {"bias": (2, 2, 100, 200), "layout": "padded", "lens_q": (100, 67), "lens_k": (65, 200)},
+    }
+    for dtype, (dim, dim_v) in itertools.product(("bfloat16", "float16"), ((64, 64), (64, 40), (128, 128))):
+        yield from cases.variants(
+            Case(id=f"biased{dim}_{dim_v}-{dtype}", seqlen_q=100, seqlen_k=200, dtype=dtype, head_dim=dim, head_dim_v=dim_v, heads_q=2, heads_k=2), shapes
+        )
+
+
+LARGER = [*larger(), *biased()]
 
 
 GENERIC = "forward_generic_sm80"
@@ -98,6 +113,25 @@ def hopper(pattern):
     chosen = matching(pattern, cases.SMALL, cases.EDGE, hopper_cases.CASES)
     taken = [case for case in chosen if takes("forward_sm90", **on(case.arrays()))]
     every(taken, lambda case: run(case, "forward_sm90"))
+
+
+def run_with_infinite_bias(case):
+    """A bias of -inf is a mask, one of NaN or +inf reaches its own row alone."""
+    call = case.arrays()
+    call["bias"][..., 3, 5:90] = -np.inf
+    call["bias"][..., 17, :] = -np.inf
+    call["bias"][..., 40, 7] = np.finfo(np.float32).max if case.dtype == "float32" else 60000
+    judge = Judge(call)
+    out, lse = attile.flash_attention(**on(call), return_lse=True)
+    judge.check(out.get(), lse.get())
+    call["bias"][..., 50, 9] = np.nan
+    broken = attile.flash_attention(**on(call)).get().astype(np.float32)
+    assert np.isnan(broken[:, 50]).all()
+    np.testing.assert_array_equal(np.delete(broken, 50, 1), np.delete(out.get().astype(np.float32), 50, 1))
+
+
+def infinite_bias():
+    every([case for case in matching("biased.*-full", LARGER) + matching("larger64-bfloat16-bias$", LARGER)], run_with_infinite_bias)
 
 
 def forward(pattern):

@@ -30,6 +30,7 @@ def package(tmp_path_factory):
     [
         "(?!larger)",  # cases.SMALL and cases.EDGE
         "larger64-bfloat16|larger64-float32-(causal|everything)",
+        "biased",
         r"larger(72_72|192_128|320_264|576_512)-bfloat16-packed|larger(96_96|256_256)-float32-bottom_right",
         slow("larger"),
     ],
@@ -69,6 +70,10 @@ def test_mla_decode(package, pattern, more):
 
 def test_mla_plans_and_append(package):
     call(package, "planned()")
+
+
+def test_infinite_bias(package):
+    call(package, "infinite_bias()")
 
 
 def test_merge_states(package):
@@ -125,9 +130,10 @@ JOINT = "      __syncthreads();\n      if (head < end)"
         ("generic/forward_kernel.cuh", WAIT, WAIT.replace("ptx::cp_async_wait();", ""), "forward('bfloat16|edge-dims')"),
         ("tile/product.cuh", "return lane % 16 * stride + lane / 16 * 16;", "return lane % 16 * stride;", "forward('bfloat16')"),
         ("generic/backward_kernel.cuh", "    __syncthreads();  // the tile before is done with\n", "", "backward('larger64-bfloat16', deterministic=True)"),
+        ("generic/scores.cuh", "const uint32_t one[4] = {diagonal, 0, 0, diagonal};", "const uint32_t one[4] = {diagonal};", "forward('biased')"),
         ("generic/backward_joint.cuh", JOINT, JOINT.replace("__syncthreads();", ""), "backward('larger64-bfloat16')"),
     ],
-    ids=["barrier", "wait", "fragment", "backward", "joint"],
+    ids=["barrier", "wait", "fragment", "backward", "bias", "joint"],
 )
 def test_a_fault_is_noticed(tmp_path, file, old, new, function):
     build(copy_package(tmp_path), tmp_path, {file: (old, new)})

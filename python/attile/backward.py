@@ -77,7 +77,7 @@ def flash_attention_backward(
     platform: str = "auto",
     cfg: FlashAttentionConfig | None = None,
 ) -> Gradients:
-    """Gradients of ``sum(dout * out) + sum(dlse * lse)`` for a call of `flash_attention`.
+    """Compute the gradients of ``sum(dout * out) + sum(dlse * lse)`` for a call of `flash_attention`.
 
     With S the scores, P = exp(S - lse) and delta = sum_d dout out - dlse of each row of queries::
 
