@@ -216,17 +216,11 @@ class TileAttention {
     }
   }
 
-  // The block of O that comes after this, of this panel or the next.
-  static void prefetch_block(const float* o) {
-    for (int i = 0; i < kTileStep * kTileLanes; i += 16) __builtin_prefetch(o + i, 1, 3);
-  }
-
   // Columns [32 block, 32 block + 32) of O.
   template <class Between>
   inline __attribute__((always_inline)) void values_of(const Visit& visit, int64_t block, const char* p, Between between) const {
     const char* v = static_cast<const char*>(u.scratch.v) + (block * tile_steps + visit.first / kTileStep) * kParts * kStepBytes;
     float* o = out(visit.panel) + block * kTileStep * kTileLanes;
-    prefetch_block(o + kTileStep * kTileLanes);
     const bool whole = columns - block * kTileStep >= kTileStep;
     if (__builtin_expect(visit.begins, 0)) {
       if (whole) return tile_product<kParts, false, 2, false>(v, p, visit.steps, o, between);
@@ -236,11 +230,14 @@ class TileAttention {
     tile_product<kParts, false, 1, true>(v, p, visit.steps, o, between);
   }
 
-  // The passes between product and softmax; keys beyond the visit's are unseen.
+  // The passes between product and softmax; keys beyond the visit's are unseen. Those before the first that a row does not see need no
+  // test of positions.
   void adjust(const Visit& visit, const Group& group, int64_t tile_begin, float* s) const {
     const int64_t key = tile_begin + group.first, end = key + group.keys;
-    const bool full = seen[visit.panel].every_begin <= key && seen[visit.panel].every_end >= end;
-    adjust_scores<float, 2>(u, rows(visit.panel), key, group.keys, group.first, full, s);
+    const PanelKeys& panel = seen[visit.panel];
+    adjust_scores<float, 2>(u, rows(visit.panel), key, group.keys, group.first, true, s);
+    const int64_t first = panel.every_begin > key || panel.every_end < key ? key : panel.every_end;
+    if (first < end) apply_positions<float, 2>(rows(visit.panel), first, end - first, s + (first - key) * kTileLanes);
     for (int64_t i = group.keys * kTileLanes; i < group.steps * kTileStep * kTileLanes; i += kLanes<float>)
       store(s + i, broadcast<float>(-kInfinity<float>));
   }
