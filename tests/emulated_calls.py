@@ -215,6 +215,7 @@ def larger_latents():
     causal = options(causal=True, causal_alignment="bottom_right")
     shapes = {
         "causal": causal,
+        "ending": {"seqlen_q": 128} | options(causal=True),  # what no query sees is not rebuilt
         "window": options(sliding_window=(20, 3)),
         "packed": {"layout": "packed", "lens": (70, 0, 130, 1, 80), "seqlen_q": 300, "seqlen_k": 300, "rope": "shared"} | causal,
         "padded": {"layout": "padded", "lens": (290, 0, 140), "seqlen_q": 290, "rope": "heads"} | causal,
