@@ -68,6 +68,8 @@ def main(arguments=None):
     with_gpus = any(suite in GPU_SUITES for suite in args.suite)
     if with_gpus:
         RIVALS.update(gpu_rivals())
+    if unknown := set(args.without) - set(RIVALS):
+        sys.exit(f"no such rival: {', '.join(sorted(unknown))}; there are {', '.join(RIVALS)}")
     run, ceilings, failed = {"machine": machine(with_gpus), "clock": args.clock, "peaks": {}, "cases": []}, {}, []
     print(report.machine_line(run["machine"]), flush=True)
     for suite in args.suite:

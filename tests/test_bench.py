@@ -42,6 +42,13 @@ def test_a_case_is_checked_timed_and_saved(saved):
     assert run["machine"]["versions"]["attile"]
 
 
+def test_rivals_that_do_not_exist_cannot_be_left_out():
+    command = [sys.executable, str(BENCH), "overhead", "--without", "nobody"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode != 0
+    assert "no such rival: nobody; there are torch, " in done.stderr
+
+
 def test_two_runs_are_compared_by_case(saved, tmp_path):
     path = saved[0]
     run, slower = json.loads(path.read_text()), tmp_path / "slower.json"
