@@ -9,14 +9,15 @@
 namespace attile::cuda::sm90 {
 
 // Writes 64 x Dv floats as 16-bit ones: the four threads of a row transpose 4 x 4 words so that each has 16 contiguous bytes. out: of the
-// warpgroup's first row.
-template <class Element, int kRegs>
-__device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (&factor)[2], const Params& p, char* out, int rows_left) {
+// warpgroup's first row. kWhole: these begin on 16 bytes, and each is there or not; else bytes go one by one.
+template <class Element, bool kWhole, int kRegs>
+__device__ __forceinline__ void store_rows(const float (&o)[kRegs], const float (&factor)[2], const Params& p, char* out, int rows_left) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
   const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     char* line = out + (row + 8 * r) * p.out_row + quad * 16;
+    const int columns = row + 8 * r < rows_left ? p.head_dim_v - 8 * quad : 0;
 #pragma unroll
     for (int c = 0; c < kRegs / 16; ++c) {  // 32 columns
       uint32_t w[4];
@@ -32,17 +33,22 @@ __device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (
           (high ? w[i] : w[i + step]) = got;
         }
       }
-      const int left = p.head_dim_v - (32 * c + 8 * quad);
-      if (row + 8 * r >= rows_left || left <= 0) continue;
-      if (p.out_aligned && left >= 8) {
-        *reinterpret_cast<uint4*>(line + 64 * c) = make_uint4(w[0], w[1], w[2], w[3]);
+      if constexpr (kWhole) {
+        if (32 * c < columns) *reinterpret_cast<uint4*>(line + 64 * c) = make_uint4(w[0], w[1], w[2], w[3]);
       } else {
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          if (i < left) store_unaligned<uint16_t>(line + 64 * c + 2 * i, static_cast<uint16_t>(w[i / 2] >> 16 * (i % 2)));
+        for (int i = 0; i < 16; ++i)
+          if (32 * c + i / 2 < columns) line[64 * c + i] = static_cast<char>(w[i / 4] >> 8 * (i % 4));
       }
     }
   }
+}
+
+// One branch for all: inside, it would cost a tenth of the speed.
+template <class Element, int kRegs>
+__device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (&factor)[2], const Params& p, char* out, int rows_left) {
+  if (p.out_aligned && p.head_dim_v % 8 == 0) store_rows<Element, true>(o, factor, p, out, rows_left);
+  else store_rows<Element, false>(o, factor, p, out, rows_left);
 }
 
 // The same through shared memory (this warpgroup's 64 query rows at `rows`, swizzled as Q was) and TMA, which leaves out rows and columns that do
