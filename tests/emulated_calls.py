@@ -215,7 +215,7 @@ def larger_latents():
     causal = options(causal=True, causal_alignment="bottom_right")
     shapes = {
         "causal": causal,
-        "ending": {"seqlen_q": 128} | options(causal=True),  # what no query sees is not rebuilt
+        "ending": {"seqlen_q": 128, "nope": 200, "head_dim_v": 200, "batch": 1, "heads_q": 2, "heads_k": 2} | options(causal=True),  # what no query sees is not rebuilt
         "window": options(sliding_window=(20, 3)),
         "packed": {"layout": "packed", "lens": (70, 0, 130, 1, 80), "seqlen_q": 300, "seqlen_k": 300, "rope": "shared"} | causal,
         "padded": {"layout": "padded", "lens": (290, 0, 140), "seqlen_q": 290, "rope": "heads"} | causal,

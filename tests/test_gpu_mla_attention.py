@@ -158,7 +158,7 @@ def test_deepseek_at_length(torch, dtype, strategy):
 
 
 def test_keys_and_values_are_never_stored(torch):
-    """32,768 tokens and 32 heads: K and V would take 671 MB."""
+    """32,768 tokens and 32 heads: K and V would take 671 MB, queries and results among latents 2.3 GB."""
     call = large(torch, 1, 32_768, 32, 512, 128, 64, 128, torch.bfloat16)
     out = torch.empty(1, 32_768, 32, 128, device="cuda", dtype=torch.bfloat16)
     for strategy in STRATEGIES:
@@ -167,7 +167,7 @@ def test_keys_and_values_are_never_stored(torch):
         before = torch.cuda.memory_allocated()
         mla_attention(**call, sliding_window=(500, 0), out=out, cfg=FlashMLAConfig(strategy=strategy))
         torch.cuda.synchronize()
-        assert torch.cuda.max_memory_allocated() - before <= 72 << 20
+        assert torch.cuda.max_memory_allocated() - before <= 112 << 20
         assert not out.isnan().any()
 
 
@@ -198,10 +198,13 @@ def test_a_nan_stays_in_its_row(torch, strategy):
     assert torch.equal(out, clean)
 
 
-@pytest.mark.parametrize(("seqlen_q", "rank", "strategy"), [(1, 512, "absorb"), (2048, 512, "rebuild"), (8192, 512, "rebuild"), (4096, 16, "absorb")])
-def test_the_strategy_that_costs_less(torch, seqlen_q, rank, strategy):
-    call = large(torch, 1, 1, 16, rank, 128, 64, 128, torch.bfloat16)
-    call["query"] = call["query"].expand(1, seqlen_q, 16, 192)
+@pytest.mark.parametrize(
+    ("seqlen_q", "heads", "rank", "strategy"),
+    [(1, 128, 512, "absorb"), (1, 4, 512, "rebuild"), (2048, 128, 512, "rebuild"), (8192, 16, 512, "rebuild"), (4096, 16, 16, "absorb")],
+)
+def test_the_strategy_that_costs_less(torch, seqlen_q, heads, rank, strategy):
+    call = large(torch, 1, 1, heads, rank, 128, 64, 128, torch.bfloat16)
+    call["query"] = call["query"].expand(1, seqlen_q, heads, 192)
     call |= {name: call[name].expand(1, 8192, -1) for name in ("key_value", "b_k")}
     report = explain(mla_attention, **call)
     assert report["plan"]["strategy"] == strategy

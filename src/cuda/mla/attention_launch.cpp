@@ -23,13 +23,16 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- which strategy, which kernel ----
 
-// Attention at head dims above 256, where the forward kernel takes Q and K in parts, against that below: operations take so many times as
-// long (docs/cuda-mla.md).
-constexpr double kWideCost = 6;
-constexpr int64_t kWide = 256;
+// At head dims above 256 the forward kernel takes Q and K in parts: an operation takes as long as kWideCost below, and few rows as long as
+// kFewestRows of all sequences, for a tile waits for its parts (docs/cuda-mla.md).
+constexpr int64_t kWide = 256, kFewestRows = 600;
+constexpr double kWideCost = 6.5;
 
-double cost_of_dims(int64_t head_dim, int64_t head_dim_v) {
-  return static_cast<double>(head_dim + head_dim_v) * (std::max(head_dim, head_dim_v) > kWide ? kWideCost : 1);
+// `rows` query rows of a sequence that see `keys` keys each.
+double cost_of_attention(int64_t rows, int64_t keys, int64_t head_dim, int64_t head_dim_v, int64_t batch) {
+  const bool wide = std::max(head_dim, head_dim_v) > kWide;
+  const double counted = static_cast<double>(wide ? std::max(rows, kFewestRows / batch) : rows);
+  return counted * static_cast<double>(keys) * static_cast<double>(head_dim + head_dim_v) * (wide ? kWideCost : 1);
 }
 
 // The one with fewer multiply-adds, weighted. Of lengths on the device shapes are known; the middle row speaks for all.
@@ -41,12 +44,12 @@ MlaStrategy choose_strategy(const AttentionProblem& p) {
   if (n == 0) return MlaStrategy::rebuild;
   const Mask mask{p.window_left, p.causal ? 0 : p.window_right, p.alignment == Alignment::bottom_right ? m - n : 0, m};
   const Range middle = mask.keys(n / 2, n / 2 + 1), seen = mask.keys(0, n);
-  const double pairs = static_cast<double>(p.heads_q) * static_cast<double>(n) * static_cast<double>(middle.end - middle.begin);
+  const int64_t rows = p.heads_q * n, keys = middle.end - middle.begin;
   const double weights = static_cast<double>(latents.rank * (latents.nope_dim + p.head_dim_v));
   const double rebuild = static_cast<double>(inner_heads(p, MlaStrategy::rebuild)) * static_cast<double>(seen.end - seen.begin) * weights +
-                         pairs * cost_of_dims(p.head_dim, p.head_dim_v);
-  const double absorb = static_cast<double>(p.heads_q) * static_cast<double>(n) * weights +
-                        pairs * cost_of_dims(latents.rank + latents.rope_dim, latents.rank);
+                         cost_of_attention(rows, keys, p.head_dim, p.head_dim_v, batch);
+  const double absorb =
+      static_cast<double>(rows) * weights + cost_of_attention(rows, keys, latents.rank + latents.rope_dim, latents.rank, batch);
   return absorb < rebuild ? MlaStrategy::absorb : MlaStrategy::rebuild;
 }
 

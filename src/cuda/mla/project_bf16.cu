@@ -4,7 +4,7 @@ namespace attile::cuda::generic {
 namespace {
 
 template <bool kTransposed>
-using Traits = ProjectTraits<Bf16, kTransposed, 2, 4, 64, 64, 2, 2>;
+using Traits = ProjectTraits<Bf16, kTransposed, 2, 4, 64, 32, 4, 2>;
 
 }  // namespace
 

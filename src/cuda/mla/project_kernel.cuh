@@ -27,6 +27,10 @@ struct ProjectTraits {
   static_assert(kSharedBytes <= 99 << 10);
 };
 
+// Tiles of keys of the attention kernels hold unseen ones too, whose values are multiplied by 0: a NaN there would be seen. No kernel has
+// more keys in a tile.
+inline constexpr int kMostTileKeys = 256;
+
 // Of batch b; packed: of the one row of all tokens.
 __device__ __forceinline__ KeyRange live_rows(const ProjectParams& p, int b) {
   if (p.live == LiveRows::all) return {0, p.rows};
@@ -37,7 +41,7 @@ __device__ __forceinline__ KeyRange live_rows(const ProjectParams& p, int b) {
   sequence_rows(p.k_lengths, b, first, seqlen_k);
   const int shift = p.bottom_right ? seqlen_k - seqlen_q : 0;
   const Band band{seqlen_k, shift - p.left, shift + p.right};
-  return {band.begin(0), band.end(seqlen_q - 1)};
+  return {band.begin(0) - kMostTileKeys, min(seqlen_k, band.end(seqlen_q - 1) + kMostTileKeys)};
 }
 
 template <class Traits>
