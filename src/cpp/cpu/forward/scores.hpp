@@ -55,8 +55,8 @@ inline __attribute__((always_inline)) int64_t take_bias_words(RowAt row_at, int6
 template <class T, int N>
 inline __attribute__((noinline)) void add_bias(const Unit& u, const QueryRow* rows, int64_t key, int64_t keys, T* s) {
   const Vec<T> scale = broadcast<T>(static_cast<T>(u.softmax_scale));
-  const Vec<T> unseen = broadcast<T>(u.softcap == 0 ? -kInfinity<T> : kInfinity<T>);
-  const bool capped = u.softcap != 0;
+  const Vec<T> lowest = broadcast<T>(-kInfinity<T>);
+  const Vec<T> unseen = u.softcap == 0 ? lowest : lowest - lowest;  // a NaN equals nothing
   with_format(u.bias_dtype, [&](auto format) {
     using Format = decltype(format);
     using Storage = typename Format::Storage;
@@ -65,7 +65,7 @@ inline __attribute__((noinline)) void add_bias(const Unit& u, const QueryRow* ro
       const auto take = [&](int64_t j, Vec<T> bias) {
         T* at = s + j * kPanel<T> + n * kLanes<T>;
         const Vec<T> sum = fma(load<Vec<T>>(at), scale, bias);
-        store(at, capped ? sum : (bias == unseen ? unseen : sum));
+        store(at, bias == unseen ? lowest : sum);
       };
       int64_t done = 0;
       if constexpr (__is_same(Format, Bf16) && sizeof(T) == 4) {
