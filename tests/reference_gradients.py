@@ -64,9 +64,14 @@ def gradients_of_results(case, call, seed=7):
     return dout, dlse
 
 
-def check(call, dout, dlse, got):
-    """Compare `attile.Gradients` of NumPy arrays with the formulas: at most two units."""
+def check(call, dout, dlse, *answers):
+    """Compare each `attile.Gradients` of NumPy arrays with the formulas: at most two units."""
     expected = gradients(call, dout, dlse)
+    for got in answers:
+        compare(call, got, expected)
+
+
+def compare(call, got, expected):
     assert {name for name, x in got._asdict().items() if x is not None} == set(expected)
     for name, (gradient, unit) in expected.items():
         x = getattr(got, name)

@@ -6,7 +6,7 @@ import cases
 import numpy as np
 import pytest
 from attile import FlashAttentionConfig, MaskInfo, flash_attention, flash_attention_backward
-from calls import B, D, DV, HK, HQ, TK, TQ, cu, good, normal
+from calls import DV, HK, HQ, TK, TQ, B, D, cu, good, normal
 
 NO_KERNEL = "flash_attention_backward: no kernel takes this problem: there is none yet for CPU arrays"
 

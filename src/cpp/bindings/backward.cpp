@@ -29,8 +29,8 @@ struct Arguments : AttentionArguments<attile_flash_attention_backward_params> {
     params.softmax_aux = call.array(given[kSoftmaxAux], "softmax_aux");
     params.dlse = call.array(given[kDlse], "dlse");
     masks(given[kMaskInfo], given[kAttentionMask], given[kQSegmentIds], given[kKvSegmentIds]);
-    options({given[kSoftmaxScale], given[kDropoutProb], given[kCausal], given[kCausalAlignment], given[kDropoutSeed],
-             given[kSlidingWindow], given[kLogitsSoftCap], given[kPrecision], given[kLogitsDtype], given[kPlatform], given[kCfg]});
+    options({given[kSoftmaxScale], given[kDropoutProb], given[kCausal], given[kCausalAlignment], given[kDropoutSeed], given[kSlidingWindow],
+             given[kLogitsSoftCap], given[kPrecision], given[kLogitsDtype], given[kPlatform], given[kCfg]});
     params.deterministic = boolean(given[kDeterministic], where("deterministic"));
   }
 

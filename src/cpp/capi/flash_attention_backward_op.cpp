@@ -10,22 +10,26 @@ namespace {
 struct FlashAttentionBackwardOp final : AttentionOp {
   BackwardProblem whole;
 
-  explicit FlashAttentionBackwardOp(const attile_flash_attention_backward_params& p)
-      : FlashAttentionBackwardOp(p, validate(p)) {}
+  explicit FlashAttentionBackwardOp(const attile_flash_attention_backward_params& p) : FlashAttentionBackwardOp(p, validate(p)) {}
 
   FlashAttentionBackwardOp(const attile_flash_attention_backward_params& p, const BackwardProblem& valid)
       : AttentionOp(valid, p.config, &CudaLibrary::backward_kernels), whole(valid) {
-    const struct { const char* name; const attile_tensor* t; } given[] = {
-        {"dout", p.dout}, {"query", p.query}, {"key", p.key}, {"value", p.value}, {"out", p.out}, {"lse", p.lse}, {"bias", p.bias},
-        {"softmax_aux", p.softmax_aux}, {"dlse", p.dlse}, {"attention_mask", p.attention_mask}};
+    const struct {
+      const char* name;
+      const attile_tensor* t;
+    } given[] = {{"dout", p.dout}, {"query", p.query},
+                 {"key", p.key},   {"value", p.value},
+                 {"out", p.out},   {"lse", p.lse},
+                 {"bias", p.bias}, {"softmax_aux", p.softmax_aux},
+                 {"dlse", p.dlse}, {"attention_mask", p.attention_mask}};
     for (const auto& [name, t] : given) add_input(name, t);
     add_index("cum_seqlens_q", p.cum_seqlens_q, whole.q_seqs.cu);
     add_index("cum_seqlens_k", p.cum_seqlens_k, whole.k_seqs.cu);
     add_index("q_segment_ids", p.q_segment_ids, whole.q_ids);
     add_index("kv_segment_ids", p.kv_segment_ids, whole.k_ids);
-    for (const auto& [name, t, view] : {Gradient{"query", p.query, &whole.dq}, Gradient{"key", p.key, &whole.dk},
-                                        Gradient{"value", p.value, &whole.dv}, Gradient{"bias", p.bias, &whole.dbias},
-                                        Gradient{"softmax_aux", p.softmax_aux, &whole.dsinks}}) {
+    for (const auto& [name, t, view] :
+         {Gradient{"query", p.query, &whole.dq}, Gradient{"key", p.key, &whole.dk}, Gradient{"value", p.value, &whole.dv},
+          Gradient{"bias", p.bias, &whole.dbias}, Gradient{"softmax_aux", p.softmax_aux, &whole.dsinks}}) {
       if (!t) continue;
       views_[num_outputs] = view;
       add_output(name, dtype_of(t->dtype), *t, std::span(t->shape, static_cast<size_t>(t->rank)));
@@ -50,6 +54,8 @@ struct FlashAttentionBackwardOp final : AttentionOp {
 
 }  // namespace
 
-attile_op* create_flash_attention_backward(const attile_flash_attention_backward_params& params) { return new FlashAttentionBackwardOp(params); }
+attile_op* create_flash_attention_backward(const attile_flash_attention_backward_params& params) {
+  return new FlashAttentionBackwardOp(params);
+}
 
 }  // namespace attile

@@ -12,11 +12,11 @@
 namespace attile {
 
 struct BackwardProblem : AttentionProblem {
-  View dout;         // as out
-  View dlse;         // as lse; may be absent
-  View dq, dk, dv;   // as q, k, v; bound later
-  View dbias;        // absent, or in the bias's own shape, [1|B, 1|Hq, 1|Nq, 1|Nk], reduced over what was broadcast; written whole
-  View dsinks;       // absent, or [1, 1, 1|Hq, n], likewise
+  View dout;        // as out
+  View dlse;        // as lse; may be absent
+  View dq, dk, dv;  // as q, k, v; bound later
+  View dbias;       // absent, or in the bias's own shape, [1|B, 1|Hq, 1|Nq, 1|Nk], reduced over what was broadcast; written whole
+  View dsinks;      // absent, or [1, 1, 1|Hq, n], likewise
   bool deterministic = false;  // the same inputs give the same bits
 };
 

@@ -60,13 +60,17 @@ BackwardProblem validate(const attile_flash_attention_backward_params& p) {
     type_error(kFunction, "query has an unsupported dtype", "float64, float32, float16 or bfloat16", name_of(q.dtype));
   const DType lse_type = accumulator_of(problem.dtype);
   for (const Like& x : {Like{"dout", p.dout}, Like{"out", p.out}}) {
-    if (q.rank == 4) check_result(x, q, problem.dtype, {q.shape[0], q.shape[1], problem.heads_q, problem.head_dim_v});
-    else check_result(x, q, problem.dtype, {q.shape[0], problem.heads_q, problem.head_dim_v});
+    if (q.rank == 4)
+      check_result(x, q, problem.dtype, {q.shape[0], q.shape[1], problem.heads_q, problem.head_dim_v});
+    else
+      check_result(x, q, problem.dtype, {q.shape[0], problem.heads_q, problem.head_dim_v});
     check_contiguous(kFunction, x.name, *x.t);
   }
   for (const Like& x : {Like{"lse", p.lse}, Like{"dlse", p.dlse}}) {
-    if (q.rank == 4) check_result(x, q, lse_type, {q.shape[0], problem.heads_q, q.shape[1]});
-    else check_result(x, q, lse_type, {problem.heads_q, q.shape[0]});
+    if (q.rank == 4)
+      check_result(x, q, lse_type, {q.shape[0], problem.heads_q, q.shape[1]});
+    else
+      check_result(x, q, lse_type, {problem.heads_q, q.shape[0]});
   }
   problem.out = view_of(*p.out);
   problem.lse = lse_view_of(*p.lse);

@@ -31,7 +31,8 @@ struct JointTraits {
 
 // The sums of a tile of queries: tiles of sequences follow each other, a packed one begins where no tile of another can be.
 __device__ __forceinline__ float* sums_of(const BackwardParams& p, const Pairing& w, int head, int q, int dim) {
-  const int64_t tile = (p.f.q_lengths.packed ? w.q_first / kBackwardRows + w.sequence : int64_t{w.sequence} * p.sums_tiles) + q / kBackwardRows;
+  const int64_t tile =
+      (p.f.q_lengths.packed ? w.q_first / kBackwardRows + w.sequence : int64_t{w.sequence} * p.sums_tiles) + q / kBackwardRows;
   return p.sums + (tile * p.heads_q + head) * (kBackwardRows * dim);
 }
 
@@ -39,7 +40,7 @@ template <class Traits>
 struct JointTile {
   using Element = typename Traits::Element;
   uint32_t k, v, q, dout, p, ds, stats;  // stats: lse and delta of the queries
-  int keys, queries;  // of the warp: its first, in the tile
+  int keys, queries;                     // of the warp: its first, in the tile
 
   __device__ explicit JointTile(uint32_t base) {
     k = base;
@@ -56,11 +57,13 @@ struct JointTile {
 
   __device__ __forceinline__ void load_keys(const BackwardParams& b, const Pairing& w, int first) const {
     load_tile<Element, Traits::kKeys, Traits::kDim, Traits::kThreads>(k, b.f.k, k_base(b.f.k, w), first, w.band.seqlen_k, b.f.head_dim, 0);
-    load_tile<Element, Traits::kKeys, Traits::kDim, Traits::kThreads>(v, b.f.v, k_base(b.f.v, w), first, w.band.seqlen_k, b.f.head_dim_v, 0);
+    load_tile<Element, Traits::kKeys, Traits::kDim, Traits::kThreads>(v, b.f.v, k_base(b.f.v, w), first, w.band.seqlen_k, b.f.head_dim_v,
+                                                                      0);
   }
   // Rows that do not exist become zero, lse and delta too, and contribute nothing.
   __device__ __forceinline__ void load_queries(const BackwardParams& b, const Pairing& w, int head, int first) const {
-    load_tile<Element, Traits::kQueries, Traits::kDim, Traits::kThreads>(q, b.f.q, q_base(b.f.q, w, head), first, w.seqlen_q, b.f.head_dim, 0);
+    load_tile<Element, Traits::kQueries, Traits::kDim, Traits::kThreads>(q, b.f.q, q_base(b.f.q, w, head), first, w.seqlen_q, b.f.head_dim,
+                                                                         0);
     load_tile<Element, Traits::kQueries, Traits::kDim, Traits::kThreads>(dout, b.dout, q_base(b.dout, w, head), first, w.seqlen_q,
                                                                          b.f.head_dim_v, 0);
     if (threadIdx.x < 2 * Traits::kQueries) {
@@ -196,9 +199,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) backward_jo
       }
     }
   }
-  const int stored = b.f.k_lengths.packed ? count : min(b.f.k_lengths.rows, first + Traits::kKeys), column = t.queries / 32 * Traits::kColumns;
-  store_gradient<Element, 2, Traits::kColumns>(b.dk, const_cast<char*>(k_base(b.dk, w)), first + t.keys, count, stored, b.f.head_dim, column,
-                                               b.f.scale, dk);
+  const int stored = b.f.k_lengths.packed ? count : min(b.f.k_lengths.rows, first + Traits::kKeys),
+            column = t.queries / 32 * Traits::kColumns;
+  store_gradient<Element, 2, Traits::kColumns>(b.dk, const_cast<char*>(k_base(b.dk, w)), first + t.keys, count, stored, b.f.head_dim,
+                                               column, b.f.scale, dk);
   store_gradient<Element, 2, Traits::kColumns>(b.dv, const_cast<char*>(k_base(b.dv, w)), first + t.keys, count, stored, b.f.head_dim_v,
                                                column, 1.f, dv);
 }
@@ -229,8 +233,8 @@ __global__ void __launch_bounds__(Traits::kThreads) backward_finish(const __grid
       const float4 x = *reinterpret_cast<const float4*>(sums + (m * (Traits::kColumnsQ / 8) + n) * 128);
       dq[m][n][0] = x.x, dq[m][n][1] = x.y, dq[m][n][2] = x.z, dq[m][n][3] = x.w;
     }
-  store_gradient<Element, 2, Traits::kColumnsQ>(b.dq, const_cast<char*>(q_base(b.dq, w, head)), own.first + warp / Traits::kWarpsK * 32, count,
-                                                stored, b.f.head_dim, warp % Traits::kWarpsK * Traits::kColumnsQ, b.f.scale, dq);
+  store_gradient<Element, 2, Traits::kColumnsQ>(b.dq, const_cast<char*>(q_base(b.dq, w, head)), own.first + warp / Traits::kWarpsK * 32,
+                                                count, stored, b.f.head_dim, warp % Traits::kWarpsK * Traits::kColumnsQ, b.f.scale, dq);
 }
 
 }  // namespace attile::cuda::generic

@@ -144,7 +144,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_keys(const __gri
       values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dk, dp, tiles.columns_a, kColumns, p.f.exact);
     }
   }
-  const int stored = p.f.k_lengths.packed ? count : min(p.f.k_lengths.rows, own.first + kBackwardRows), row = own.first + threadIdx.x / 32 * 16;
+  const int stored = p.f.k_lengths.packed ? count : min(p.f.k_lengths.rows, own.first + kBackwardRows),
+            row = own.first + threadIdx.x / 32 * 16;
   store_gradient<Element, 1, kColumns>(p.dk, const_cast<char*>(k_base(p.dk, w)), row, count, stored, p.f.head_dim, column, p.f.scale, dk);
   store_gradient<Element, 1, kColumns>(p.dv, const_cast<char*>(k_base(p.dv, w)), row, count, stored, p.f.head_dim_v, column, 1.f, dv);
 }
@@ -234,7 +235,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_bias(const __gri
       const int i_end = all_rows ? w.seqlen_q : min(w.seqlen_q, (tile + 1) * kBackwardRows);
       for (int i0 = all_rows ? 0 : tile * kBackwardRows; i0 < i_end; i0 += kBackwardRows) {
         const int row = i0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-        const float lse[2] = {lse_of(p, w, h, row), lse_of(p, w, h, row + 8)}, delta[2] = {delta_of(p, w, h, row), delta_of(p, w, h, row + 8)};
+        const float lse[2] = {lse_of(p, w, h, row), lse_of(p, w, h, row + 8)},
+                    delta[2] = {delta_of(p, w, h, row), delta_of(p, w, h, row + 8)};
         const int last = min(i0 + kBackwardRows, w.seqlen_q) - 1;
         const int j_end = min(w.band.end(last), all_keys ? w.band.seqlen_k : (key_tile + 1) * kOther);
         bool load_own = true;
@@ -289,7 +291,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_bias(const __gri
   __syncthreads();
   if (threadIdx.x < kOther) {
     const int c = threadIdx.x, j = all_keys ? c : key_tile * kOther + c;
-    if (j < shape[3] && (!all_keys || c == 0)) store_number(p.dbias, at(0, j), columns[0][c] + columns[1][c] + columns[2][c] + columns[3][c]);
+    if (j < shape[3] && (!all_keys || c == 0))
+      store_number(p.dbias, at(0, j), columns[0][c] + columns[1][c] + columns[2][c] + columns[3][c]);
   }
 }
 

@@ -74,7 +74,8 @@ std::string why_not(const AttentionProblem& p, const Config& config) {
   } fields[] = {{"block_q", config.block_q, kRows}, {"block_k", config.block_k, instance.key_rows}, {"num_splits", config.num_splits, 1}};
   for (const auto& [name, value, own] : fields)
     if (value != 0 && value != own)
-      return std::string("cfg.") + name + " must be " + std::to_string(own) + " for these head dims and options: got " + std::to_string(value);
+      return std::string("cfg.") + name + " must be " + std::to_string(own) + " for these head dims and options: got " +
+             std::to_string(value);
   constexpr int64_t kMost = ForwardParams::kUnlimited;
   if (p.q_seqs.rows >= kMost || p.k_seqs.rows >= kMost) return "takes fewer than 2^30 tokens";
   const int64_t parts = ceil_div(std::max(p.head_dim, p.head_dim_v), instance.columns);

@@ -113,8 +113,7 @@ __device__ __forceinline__ void differentiate(const BackwardParams& p, const Pai
   float s = product * f.scale, slope = 1.f, kept = 1.f;
   if constexpr (kGeneral) {
     if (f.bias.data) {
-      const float bias =
-          read_bias(f.bias, f.bias.data + w.sequence * f.bias.batch + head * f.bias.head + i * f.bias.row + j * f.bias.key);
+      const float bias = read_bias(f.bias, f.bias.data + w.sequence * f.bias.batch + head * f.bias.head + i * f.bias.row + j * f.bias.key);
       if (f.softcap == 0.f && bias == -INFINITY) return;
       s += bias;
     }

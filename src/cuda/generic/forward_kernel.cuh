@@ -277,8 +277,12 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) forward_ker
   SoftmaxState<Traits::kM> state;
   const KeyRange keys = find_keys<Traits::kTileN>(p, w);
   if (keys.begin < keys.end)
-    Block<Traits>{p, w, base, base + Traits::kStagesQ * Traits::kQBytes,
-                  base + Traits::kStagesQ * Traits::kQBytes + Traits::kStagesK * Traits::kKBytes, base + Traits::kOperandBytes}
+    Block<Traits>{p,
+                  w,
+                  base,
+                  base + Traits::kStagesQ * Traits::kQBytes,
+                  base + Traits::kStagesQ * Traits::kQBytes + Traits::kStagesK * Traits::kKBytes,
+                  base + Traits::kOperandBytes}
         .attend(keys, rows, first, o, state);
   finish_rows<Traits>(p, w, rows, first, o, state);
 }

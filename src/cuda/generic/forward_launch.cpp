@@ -42,7 +42,8 @@ const ForwardInstance* find_instance(const AttentionProblem& p) {
   const Variant least = !needs_general(p) ? Variant::plain : is_simple(p) ? Variant::biased : Variant::general;
   for (const auto& instances : by_dim)
     for (const ForwardInstance& i : instances)
-      if (i.dim == 0 || (i.variant >= least && (least > Variant::plain || i.variant == least) && p.head_dim <= i.dim && p.head_dim_v <= i.dim_v))
+      if (i.dim == 0 ||
+          (i.variant >= least && (least > Variant::plain || i.variant == least) && p.head_dim <= i.dim && p.head_dim_v <= i.dim_v))
         return &i;
   return nullptr;
 }
