@@ -131,10 +131,9 @@ def relative(a, b):
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True, "causal_alignment": "bottom_right"}], ids=["full", "causal"])
-@pytest.mark.parametrize("dims", [64, 128, 256])
-@pytest.mark.parametrize("seqlen", [(130, 200), (300, 1700)], ids=str)
-@pytest.mark.parametrize("scales", ["none", "numbers", "arrays"])
-def test_float8(dims, seqlen, options, scales):
+@pytest.mark.parametrize(("dims", "scales"), [(64, "none"), (128, "none"), (256, "none"), (128, "numbers"), (64, "arrays"), (128, "arrays")])
+@pytest.mark.parametrize("seqlen", [(130, 200), (200, 700)], ids=str)
+def test_float8(dims, scales, seqlen, options):
     import torch
 
     arrays, numbers = float8_problem(dims, *seqlen, **options)
@@ -188,7 +187,7 @@ REFUSALS = [
     (lambda: {"value": zeros(2, 512, 2, 264)}, "takes head dims of at most 256: got 128 and 264"),
     (lambda: {"softmax_scale": -1.0}, "takes a positive softmax_scale only"),
     (lambda: {"query": zeros(2 * 256 * 4 * 128 + 1)[1:].view(2, 256, 4, 128)}, "query does not begin on 16 bytes"),
-    (lambda: {"key": zeros(2, 512, 2, 132)[..., :128]}, "key's token stride is not a positive multiple of 16 bytes below 2^35: 528"),
+    (lambda: {"key": zeros(2, 512, 2, 132)[..., :128]}, "key's head stride is not a positive multiple of 16 bytes below 2^35: 264"),
     (lambda: {"value": zeros(2, 1, 2, 128).expand(2, 512, 2, 128)}, "value's token stride is not a positive multiple of 16 bytes below 2^35: 0"),
     (lambda: {"key": zeros(2, 0, 2, 128), "value": zeros(2, 0, 2, 128)}, "takes at least one sequence, head, query and key"),
     (lambda: {"bias": zeros(256, 512, dtype="float32")}, "takes a bias of the queries' dtype only: expected bfloat16, got float32"),
