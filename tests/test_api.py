@@ -24,10 +24,12 @@ V = rng.standard_normal((2, 11, 2, 8), dtype=np.float32)
 NAMES = {
     "FlashAttentionConfig",
     "FlashMLAConfig",
+    "Gradients",
     "MaskInfo",
     "__version__",
     "explain",
     "flash_attention",
+    "flash_attention_backward",
     "flash_attention_with_kvcache",
     "flash_mla",
     "get_cmake_dir",
@@ -71,6 +73,18 @@ def test_flash_attention_signature():
     scope = {}
     exec(f"def expected({text}): pass", scope)
     assert without_annotations(attile.flash_attention) == inspect.signature(scope["expected"])
+
+
+def test_flash_attention_backward_signature():
+    """The contract's, to the letter."""
+    text = """
+        dout, query, key, value, out, lse, bias=None, cum_seqlens_q=None, cum_seqlens_k=None, softmax_aux=None, *,
+        dlse=None, mask_info=None, attention_mask=None, softmax_scale=None, dropout_prob=0.0, causal=False, causal_alignment="top_left",
+        dropout_seed=None, sliding_window=None, logits_soft_cap=None, precision=None, logits_dtype=None, q_segment_ids=None,
+        kv_segment_ids=None, deterministic=False, platform="auto", cfg=None"""
+    scope = {}
+    exec(f"def expected({text}): pass", scope)
+    assert without_annotations(attile.flash_attention_backward) == inspect.signature(scope["expected"])
 
 
 def test_mla_attention_signature():
