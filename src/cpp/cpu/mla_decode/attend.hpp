@@ -20,6 +20,9 @@
 
 namespace attile::ATTILE_ISA {
 
+// More streams than these cost jumps between multiply-adds.
+using VectorPrefetcher = Prefetcher<2>;
+
 // Elements of T that hold one packed element: bfloat16 pairs travel as float32.
 inline constexpr int kPair = kBf16Pairs ? 2 : 1;
 
@@ -42,7 +45,7 @@ struct DecodeScratch {
     v = take(kBf16Pairs ? s.block_k / 2 * v_row * sizeof(T) : 0);
     scores = take(round_up(s.block_k, kBlockStep) * kPanel<T> * sizeof(T));
     keys = take(2 * s.block_k * sizeof(KeyRow));
-    runs = take(2 * s.block_k * sizeof(Prefetcher::Run));
+    runs = take(2 * s.block_k * sizeof(PrefetchRun));
   }
 
  private:
@@ -127,7 +130,7 @@ inline bool find_spaced(const MlaDecodeUnit& m, const KeyRow* rows, int64_t keys
 
 template <class T, int N>
 inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout, const DecodeTile<T>& tile, int64_t panel,
-                         int64_t tile_begin, int64_t tile_end, const SpacedKeys<T>* spaced, Prefetcher& prefetch) {
+                         int64_t tile_begin, int64_t tile_end, const SpacedKeys<T>* spaced, VectorPrefetcher& prefetch) {
   const Unit& u = m.base;
   const auto between = [&](int64_t cost) __attribute__((always_inline)) { prefetch.advance(cost); };
   const QueryRow* rows = u.rows + panel * kPanel<T>;
@@ -184,21 +187,21 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
   // Columns of padding between the latent and the rope part: read by the product, never written.
   if (m.shape.latent / kPair % kChunk != 0) __builtin_memset(tile.k, 0, layout.latent_dim * layout.k_rows * sizeof(T));
   begin_state<T>(u, padded_rows);
-  Prefetcher prefetch(reinterpret_cast<Prefetcher::Run*>(m.scratch + layout.runs));
+  VectorPrefetcher prefetch(reinterpret_cast<PrefetchRun*>(m.scratch + layout.runs));
   const int64_t size = input_bytes(u.dtype), rope_bytes = m.shape.rope * m.shape.rope_heads * size;
-  const auto end_of = [&](int64_t begin) { return begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end; };
   KeyRow* next = tile.keys + u.block_k;
-  if (u.key_begin < u.key_end) find_keys(m, u.key_begin, end_of(u.key_begin), next);
-  for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
-    const int64_t end = end_of(begin), after = end_of(end);
-    __builtin_memcpy(tile.keys, next, (end - begin) * sizeof(KeyRow));
-    if (end < u.key_end) find_keys(m, end, after, next);
+  int64_t count = u.key_end - u.key_begin < u.block_k ? u.key_end - u.key_begin : u.block_k, after = 0;
+  find_keys(m, u.key_begin, u.key_begin + count, next);
+  for (int64_t begin = u.key_begin; begin < u.key_end; begin += count, count = after) {
+    const int64_t end = begin + count;
+    __builtin_memcpy(tile.keys, next, count * sizeof(KeyRow));
+    after = find_next_keys(m, end, next);
     SpacedKeys<T> keys;
     const SpacedKeys<T>* spaced = find_spaced<T>(m, tile.keys, end - begin, keys) ? &keys : nullptr;
     if (!spaced) pack_decode_tile<T>(m, layout, tile, end - begin);
     // In vector multiply-adds.
     const int64_t cost = padded_rows / kLanes<T> * (end - begin) * (layout.packed_dim + m.shape.latent / kPair);
-    prefetch.plan(next, end < u.key_end ? after - end : 0, m.shape.latent * size, rope_bytes, cost);
+    prefetch.plan(next, after, m.shape.latent * size, rope_bytes, cost);
     for (int64_t panel = 0; panel < panels; ++panel) {
       if (padded_rows - panel * kPanel<T> >= kPanel<T>) {
         decode_panel<T, kPanelVectors>(m, layout, tile, panel, begin, end, spaced, prefetch);

@@ -13,7 +13,6 @@
 namespace attile {
 namespace {
 
-
 int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
 int64_t up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
@@ -132,6 +131,7 @@ struct Run {
   char* base;
   const Block* blocks;
   const Item* items;
+  int64_t item_count;
   int64_t keys_of_part;
 
   int accumulator() const { return layout.element == 8; }
@@ -176,19 +176,10 @@ struct Run {
     }
   }
 
-  MlaDecodeUnit make_unit(const Block& block, int64_t split, int worker) const {
-    char* own = base + layout.workers + worker * layout.worker_bytes;
-    QueryRow* rows = reinterpret_cast<QueryRow*>(own + layout.queries);
-    RopeRow* rope = reinterpret_cast<RopeRow*>(own + layout.rope);
-    fill_rows(block, split, rows, rope);
-
+  // A unit's keys, and nothing else of it.
+  MlaDecodeUnit keys_of(const Block& block, int64_t split) const {
     MlaDecodeUnit m{};
     Unit& u = m.base;
-    u.rows = rows;
-    u.count = block.count;
-    u.head_dim = p.head_dim;
-    u.head_dim_v = p.latent;
-    u.dtype = p.dtype;
     const int64_t size = static_cast<int64_t>(size_of(p.dtype));
     const int64_t batch = p.page_table ? 0 : block.sequence;
     u.k = u.v = p.k.at(batch, 0, 0);
@@ -208,6 +199,22 @@ struct Run {
     }
     u.key_begin = std::min(block.keys, split * keys_of_part);
     u.key_end = std::min(block.keys, u.key_begin + keys_of_part);
+    return m;
+  }
+
+  MlaDecodeUnit make_unit(const Block& block, int64_t split, int worker) const {
+    char* own = base + layout.workers + worker * layout.worker_bytes;
+    QueryRow* rows = reinterpret_cast<QueryRow*>(own + layout.queries);
+    RopeRow* rope = reinterpret_cast<RopeRow*>(own + layout.rope);
+    fill_rows(block, split, rows, rope);
+
+    MlaDecodeUnit m = keys_of(block, split);
+    Unit& u = m.base;
+    u.rows = rows;
+    u.count = block.count;
+    u.head_dim = p.head_dim;
+    u.head_dim_v = p.latent;
+    u.dtype = p.dtype;
     u.block_k = plan.block_k;
     u.softmax_scale = p.softmax_scale;
     u.softcap = p.has(kSoftcap) ? p.softcap : 0;
@@ -233,6 +240,13 @@ struct Run {
     MlaDecodeUnit m = make_unit(block, items[index].split, worker);
     const bool whole = block.splits == 1;
     if (!whole) m.base.state = part(block, items[index].split);
+    MlaDecodeUnit next;
+    m.expected = index >= plan.workers;
+    if (index + plan.workers < item_count) {
+      const Item& item = items[index + plan.workers];
+      next = keys_of(blocks[item.block], item.split);
+      m.next = &next;
+    }
     isa.attend[accumulator()](m, whole);
     if (whole) scale_lse(m.base);
   }
@@ -292,7 +306,7 @@ void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Pl
   char* base = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
   Block* blocks = reinterpret_cast<Block*>(base + layout.blocks);
   Item* items = reinterpret_cast<Item*>(base + layout.items);
-  const Run run{isa, p, plan, layout, base, blocks, items, keys_of_part};
+  const Run run{isa, p, plan, layout, base, blocks, items, n.items, keys_of_part};
   run.clear();
   if (n.blocks == 0) return;
 

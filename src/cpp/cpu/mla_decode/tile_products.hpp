@@ -12,11 +12,10 @@
 
 namespace attile::ATTILE_ISA {
 
-// Four A tiles by one B tile: C 0 to 3, A 4, 5, 6, B 7.
+// Four A tiles by one B tile of 1 KB: C 0 to 3, A 4, 5, 6, B 7.
 template <class Between>
-inline __attribute__((always_inline)) void dots_4x1(const char* const (&a)[4], const int64_t (&stride)[4], const char* b, int64_t b_stride,
-                                                    Between between) {
-  tile_load<7>(b, b_stride);
+inline __attribute__((always_inline)) void dots_4x1(const char* const (&a)[4], const int64_t (&stride)[4], const char* b, Between between) {
+  tile_load<7>(b);
   tile_load<4>(a[0], stride[0]);
   tile_dot_bf16<0, 4, 7>();
   tile_load<5>(a[1], stride[1]);
@@ -42,6 +41,17 @@ inline __attribute__((always_inline)) void dots_1x4(const char* a, const char* b
   tile_dot_bf16<2, 7, 6>();
   tile_load<4>(b + 3 * kTileBytes);
   tile_dot_bf16<3, 7, 4>();
+  between();
+}
+
+// One A tile by two B tiles, one after another: C 0 and 1, A 7, B 4 and 5.
+template <class Between>
+inline __attribute__((always_inline)) void dots_1x2(const char* a, const char* b, Between between) {
+  tile_load<7>(a);
+  tile_load<4>(b);
+  tile_dot_bf16<0, 7, 4>();
+  tile_load<5>(b + kTileBytes);
+  tile_dot_bf16<1, 7, 5>();
   between();
 }
 
@@ -72,13 +82,14 @@ inline __attribute__((always_inline)) void zero_accumulators() {
   tile_zero<3>();
 }
 
-// 64 columns of keys 2 i and 2 i + 1 of V to row i of four B tiles.
+// Columns of keys 2 i and 2 i + 1 of V, 16 for each tile, to row i of B tiles.
+template <int kTiles>
 inline __attribute__((always_inline)) void interleave_rows(const char* even, const char* odd, char* to) {
 #pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    const __m512i x = _mm512_loadu_si512(even + half * kTileRowBytes), y = _mm512_loadu_si512(odd + half * kTileRowBytes);
-    _mm512_store_si512(to + 2 * half * kTileBytes, _mm512_unpacklo_epi16(x, y));
-    _mm512_store_si512(to + (2 * half + 1) * kTileBytes, _mm512_unpackhi_epi16(x, y));
+  for (int pair = 0; pair < kTiles / 2; ++pair) {
+    const __m512i x = _mm512_loadu_si512(even + pair * kTileRowBytes), y = _mm512_loadu_si512(odd + pair * kTileRowBytes);
+    _mm512_store_si512(to + 2 * pair * kTileBytes, _mm512_unpacklo_epi16(x, y));
+    _mm512_store_si512(to + (2 * pair + 1) * kTileBytes, _mm512_unpackhi_epi16(x, y));
   }
 }
 

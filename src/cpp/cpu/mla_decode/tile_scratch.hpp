@@ -13,8 +13,6 @@ struct RopeChunk {
   bool left, right;
 };
 
-inline constexpr int64_t kValueStep = 4;  // tiles of 16 columns that are interleaved at a time
-
 struct TileScratch {
   int64_t panels, latent_chunks, rope_chunks;  // the last two for one panel, at most
   int64_t value_tiles;                         // of 16 columns, a multiple of four
@@ -32,13 +30,13 @@ struct TileScratch {
     q = take(panels * (latent_chunks + rope_chunks) * kStepBytes);
     rope = take(panels * rope_chunks * sizeof(RopeChunk));
     q_rope = take(shape.rope_heads > 1 ? shape.rows * shape.rope * sizeof(float) : 0);
-    v = take((groups_of_32 < 2 ? 2 : groups_of_32) * kValueStep * kTileBytes);
+    v = take((groups_of_32 < 4 ? 4 : groups_of_32) * kStepBytes);  // 32 columns; or twice 64 of 32 keys
     s = take(keys * kLaneRowBytes);
-    p = take(panels * groups_of_32 * 2 * kTileBytes);
+    p = take(panels * groups_of_32 * kStepBytes);
     o = take(panels * value_tiles * 2 * kTileBytes);
     rows = take(2 * keys * sizeof(KeyRow));
     groups = take(keys / kGroupKeys * sizeof(KeyGroup));
-    runs = take(2 * keys * sizeof(Prefetcher::Run));
+    runs = take(2 * keys * sizeof(PrefetchRun));
     staged = take(keys * row.padded());
     zeros = take(row.padded());
   }

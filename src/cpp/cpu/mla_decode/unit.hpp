@@ -29,7 +29,9 @@ struct MlaDecodeUnit {
   const char* kpe;                         // of key 0; of page 0 where there are pages
   int64_t kpe_stride, kpe_page, kpe_head;  // bytes between keys, pages, heads
   MlaDecodeShape shape;
-  char* scratch;  // aligned to 64 bytes
+  char* scratch;              // aligned to 64 bytes
+  bool expected;              // the unit before has asked for its first keys
+  const MlaDecodeUnit* next;  // where the keys are that this worker will probably see after this unit's; null: none
 };
 
 // What one instruction set offers; index 0: float32 accumulators, 1: float64 (may be null).
