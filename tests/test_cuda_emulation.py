@@ -68,6 +68,11 @@ def test_mla_decode(package, pattern, more):
     call(package, f"mla({pattern!r}, {more})")
 
 
+@pytest.mark.parametrize("pattern", ["hopper", "(bfloat|float)16", "(?!hopper|bfloat|float|long)", slow("long")])
+def test_hopper_mla_decode(package, pattern):
+    call(package, f"hopper_mla({pattern!r})")
+
+
 def test_mla_plans_and_append(package):
     call(package, "planned()")
 
@@ -118,6 +123,10 @@ def test_the_device_is_described(package):
     assert lines == ["emulated True"]
 
 
+HOPPER = "hopper('hopper64_64-bfloat16-bottom_right')"
+PRODUCT = "      ptx::wgmma_wait<1>();\n      ptx::pin(s);\n      --j;\n"
+RING = "      v_ring.wait_full();\n      issue_pv();\n      if (!T::kTune.late_turn)"
+STORE = "  ptx::named_barrier_sync(barrier, 128);\n  const RowOrigin at"
 WAIT = "          ptx::cp_async_wait();\n          __syncthreads();\n"
 JOINT = "      __syncthreads();\n      if (head < end)"
 
@@ -132,8 +141,11 @@ JOINT = "      __syncthreads();\n      if (head < end)"
         ("generic/backward_kernel.cuh", "    __syncthreads();  // the tile before is done with\n", "", "backward('larger64-bfloat16', deterministic=True)"),
         ("generic/scores.cuh", "const uint32_t one[4] = {diagonal, 0, 0, diagonal};", "const uint32_t one[4] = {diagonal};", "forward('biased')"),
         ("generic/backward_joint.cuh", JOINT, JOINT.replace("__syncthreads();", ""), "backward('larger64-bfloat16')"),
+        ("forward/sm90/kernel.cuh", PRODUCT, PRODUCT.replace("ptx::wgmma_wait<1>();", ""), HOPPER),
+        ("forward/sm90/kernel.cuh", RING, RING.replace("v_ring.wait_full();", ""), HOPPER),
+        ("forward/sm90/epilogue.cuh", STORE, STORE.replace("ptx::named_barrier_sync(barrier, 128);", ""), HOPPER),
     ],
-    ids=["barrier", "wait", "fragment", "backward", "bias", "joint"],
+    ids=["barrier", "wait", "fragment", "backward", "bias", "joint", "product", "ring", "store"],
 )
 def test_a_fault_is_noticed(tmp_path, file, old, new, function):
     build(copy_package(tmp_path), tmp_path, {file: (old, new)})
