@@ -155,15 +155,69 @@ def caches(lens):
 
 
 def mla(pattern, **more):
-    """mla_decode on the cases whose names match."""
+    """mla_decode_generic_sm80 on the cases whose names match."""
     import mla_cases
+
+    every(matching(pattern, mla_cases.SMALL, mla_cases.EDGE, mla_cases.REAL), lambda case: decode(case, "mla_decode_generic_sm80", **more))
+
+
+def decode(case, kernel, **more):
     from reference_mla import expanded_decode
 
-    def check(case):
-        out, lse = attile.mla_decode(**on(case.arrays()), return_lse=True, **more)
-        Judge(expanded_decode(**case.arrays())).check(out.get(), lse.get())
+    out, lse = attile.mla_decode(**on(case.arrays()), return_lse=True, cfg=FlashMLAConfig(kernel=kernel), **more)
+    Judge(expanded_decode(**case.arrays())).check(out.get(), lse.get())
 
-    every(matching(pattern, mla_cases.SMALL, mla_cases.EDGE, mla_cases.REAL), check)
+
+def hopper_mla(pattern):
+    """mla_decode_sm90 on the cases that it takes, and on its own, whose sequences are split over the blocks."""
+    import mla_cases
+    from machine import own_words
+
+    kernel = "mla_decode_sm90"
+
+    def takes_decode(case):
+        try:
+            attile.explain(attile.mla_decode, **on(case.arrays()), cfg=FlashMLAConfig(kernel=kernel))
+        except NotImplementedError as error:
+            return not own_words(kernel, error)
+        return True
+
+    base = mla_cases.MlaCase(id="hopper", dtype="bfloat16", batch=4, kv_lens=(300, 65, 0, 130), page_size=64, staircase=True)
+    own = mla_cases.variants(
+        base,
+        {
+            "pages64": {},
+            "pages1": {"page_size": 1},
+            "pages3-tokens": {"page_size": 3, "seqlen_q": 3, "dtype": "float16"},
+            "dense-sinks": {"page_size": None, "seqlen_k": 300, "sinks": (16, 2)},
+            "rows80": {"heads": 40, "seqlen_q": 2},
+            "512_64": {"latent": 512, "rope": 64, "joined": True},
+            "512_64-rows80": {"latent": 512, "rope": 64, "heads": 80, "joined": True},
+            "512_64-pages1": {"latent": 512, "rope": 64, "heads": 80, "page_size": 1},
+            "512_128": {"latent": 512, "rope": 128},
+            "256_32": {"latent": 256, "rope": 32},
+            "320_0-cap": {"latent": 320, "rope": 0, "options": {"logits_soft_cap": 1.0}},
+            "heads": {"latent": 512, "rope": 16, "head_rope": True, "heads": 5},
+            "one": {"batch": 1, "kv_lens": (1500,)},
+            "many": {"batch": 450, "kv_lens": tuple(i * 37 % 90 for i in range(450)), "heads": 3},
+        },
+    )
+    chosen = matching(pattern, mla_cases.SMALL, mla_cases.EDGE, mla_cases.REAL, own)
+    every([case for case in chosen if takes_decode(case)], lambda case: decode(case, kernel))
+
+
+def mla8():
+    """A float8_e4m3 cache: cases in bfloat16, and every number of the format as the values of one key."""
+    import test_gpu_mla_decode as decode
+
+    def check(arguments):
+        call, judge = decode.float8_call(*arguments)
+        out, lse = attile.mla_decode(**on(call), return_lse=True)
+        judge.check(out.get(), lse.get())
+
+    every([(case, scale) for case in decode.FLOAT8 for scale in (0.5, None)], check)
+    call, expected = decode.every_float8()
+    np.testing.assert_array_equal(attile.mla_decode(**on(call)).get().reshape(-1), expected)
 
 
 def planned():

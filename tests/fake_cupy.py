@@ -7,7 +7,7 @@ import types
 import numpy as np
 import producers
 
-BFLOAT16 = 4 | 16 << 8 | 1 << 16  # DLDataType
+DTYPES = {"bfloat16": 4 | 16 << 8 | 1 << 16, "float8_e4m3fn": 10 | 8 << 8 | 1 << 16}  # DLDataType of what NumPy does not export
 limit = None  # elements that an array may have
 
 
@@ -15,14 +15,14 @@ class ndarray(producers.OnCuda):
     """A NumPy array that says it is on cuda:id."""
 
     def __init__(self, array, id=0):
-        super().__init__(array.view(np.uint16) if array.dtype.name == "bfloat16" else array)  # NumPy exports no bfloat16
+        super().__init__(array.view(f"u{array.itemsize}") if array.dtype.name in DTYPES else array)
         self.dtype = array.dtype
         self.id = id
 
     def patch(self, tensor):
         tensor.device, tensor.device_id = 2, self.id
-        if self.dtype.name == "bfloat16":
-            tensor.dtype = BFLOAT16
+        if self.dtype.name in DTYPES:
+            tensor.dtype = DTYPES[self.dtype.name]
 
     def get(self):
         return self.array.view(self.dtype)

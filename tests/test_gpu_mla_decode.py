@@ -66,6 +66,51 @@ def test_every_tile_of_the_generic_kernel(case, block_q):
     judge_of(case).check(*decode(case.arrays(), cfg=cfg))
 
 
+# ---- a float8_e4m3 cache ---------------------------------------------------------------------------------------------------
+
+FLOAT8 = [case for case in CASES if case.dtype == "bfloat16" and case.latent % 16 == 0 and not case.id.startswith("long")]
+
+
+def float8_call(case, scale):
+    """The case with its cache rounded to float8_e4m3, and the judge of what that cache stands for: with such scales bfloat16 holds it."""
+    import ml_dtypes
+
+    call = case.arrays()
+    narrow = call["ckv"].astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    meant = (narrow.astype(np.float32) * (scale or 1)).astype(call["ckv"].dtype)
+    return call | {"ckv": narrow, "ckv_scale": scale}, Judge(expanded_decode(**(call | {"ckv": meant})))
+
+
+def every_float8():
+    """A call whose one key holds every number of the format, and those numbers, times 4."""
+    import ml_dtypes
+
+    numbers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
+    numbers = np.where(np.isnan(numbers), numbers.dtype.type(0), numbers)
+    query = np.zeros((1, 1, 1, 256), ml_dtypes.bfloat16)
+    call = {"q_nope": query, "q_pe": None, "ckv": numbers[None, None], "kpe": None, "ckv_scale": 4.0, "softmax_scale": 1.0}
+    return call, (4 * numbers.astype(np.float32)).astype(ml_dtypes.bfloat16)
+
+
+def float8_on_gpu(call):
+    torch = pytest.importorskip("torch")
+    arrays = gpu.call_on({name: x for name, x in call.items() if name != "ckv"}, "torch")
+    return arrays | {"ckv": torch.from_numpy(np.array(call["ckv"]).view(np.uint8)).cuda().view(torch.float8_e4m3fn)}
+
+
+@pytest.mark.parametrize("scale", [0.5, None])
+@pytest.mark.parametrize("case", FLOAT8, ids=str)
+def test_float8(case, scale):
+    call, judge = float8_call(case, scale)
+    out, lse = mla_decode(**float8_on_gpu(call), return_lse=True)
+    judge.check(gpu.to_numpy(out), gpu.to_numpy(lse))
+
+
+def test_every_number_of_float8():
+    call, expected = every_float8()
+    np.testing.assert_array_equal(gpu.to_numpy(mla_decode(**float8_on_gpu(call))).reshape(-1), expected)
+
+
 @pytest.mark.parametrize("host", [("kv_lens",), ("page_table",), ("kv_lens", "page_table")], ids=str)
 def test_index_arrays_on_the_host(host, gpu_library):
     case = mla_cases.MlaCase(id="host", page_size=16, kv_lens=(70, 0, 33), batch=3, seqlen_q=2)

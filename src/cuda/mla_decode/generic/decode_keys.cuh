@@ -1,6 +1,8 @@
 // Keys of a sequence, from the cache to the ring of tiles in shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/generic/schedule.cuh"
 #include "cuda/mla_decode/generic/decode_traits.hpp"
 #include "cuda/tile/rows.cuh"
@@ -14,6 +16,51 @@ using generic::Work;
 template <int kLanes>
 __device__ __forceinline__ void load_row(uint32_t to, const char* from, int lane, int chunks, int valid, int granule) {
   for (int c = lane; c < chunks; c += kLanes) load_chunk(to + 16 * c, from + 16 * c, from ? min(max(valid - 16 * c, 0), 16) : 0, granule);
+}
+
+// The two float8_e4m3 in the lower half of x. The format's bits are those of a float32 of a smaller range, which one multiplication widens;
+// it has one NaN and no infinity.
+template <class Element>
+__device__ __forceinline__ uint32_t widen_two(uint32_t x) {
+  float wide[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i, x >>= 8) {
+    const uint32_t magnitude = x & 0x7f;
+    wide[i] = magnitude == 0x7f ? __uint_as_float(0x7fc00000) : __uint_as_float(magnitude << 20) * 0x1p120f;
+    wide[i] = x & 0x80 ? -wide[i] : wide[i];
+  }
+  return Element::pack(wide[0], wide[1]);
+}
+
+// A row of `elements` float8_e4m3, 16 at a time, as 16-bit elements; zeros follow up to `chunks` of 16 bytes. Several are asked for before the
+// first is used.
+template <class Element, int kLanes>
+__device__ __forceinline__ void load_row8(uint32_t to, const char* from, int lane, int chunks, int elements, int granule) {
+  constexpr int kAhead = 4;
+  for (int first = lane; first < chunks / 2; first += kAhead * kLanes) {
+    uint32_t word[kAhead][4];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = 16 * (first + i * kLanes);
+      const bool exists = from && at < elements;
+      if (exists && granule == 16) {
+        const uint4 x = *reinterpret_cast<const uint4*>(from + at);
+        word[i][0] = x.x, word[i][1] = x.y, word[i][2] = x.z, word[i][3] = x.w;
+      } else {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) word[i][n] = exists ? load_word(from + at + 4 * n, 4, granule) : 0;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = first + i * kLanes;
+      if (at >= chunks / 2) break;
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        ptx::store_shared(to + 32 * at + 16 * h, uint4{widen_two<Element>(word[i][2 * h]), widen_two<Element>(word[i][2 * h] >> 16),
+                                                       widen_two<Element>(word[i][2 * h + 1]), widen_two<Element>(word[i][2 * h + 1] >> 16)});
+    }
+  }
 }
 
 // kLoadLanes neighbouring threads have one row of every tile.
@@ -62,7 +109,12 @@ struct Keys {
     const char* latent = page < 0 ? nullptr : ckv + page * p.k.batch + at * p.k.row;
     const char* rope = page < 0 || !p.rope ? nullptr : kpe + page * p.kpe.batch + at * p.kpe.row;
     const uint32_t to = base + l.ring + stage * l.tile + row * l.k_stride;
-    load_row<Traits::kLoadLanes>(to, latent, lane, l.latent_bytes / 16, p.head_dim_v * Element::kBytes, p.k.granule);
+    bool widened = false;
+    if constexpr (std::is_same_v<Element, Bf16>) {
+      widened = p.latent8;
+      if (widened) load_row8<Element, Traits::kLoadLanes>(to, latent, lane, l.latent_bytes / 16, p.head_dim_v, p.k.granule);
+    }
+    if (!widened) load_row<Traits::kLoadLanes>(to, latent, lane, l.latent_bytes / 16, p.head_dim_v * Element::kBytes, p.k.granule);
     if (!p.head_rope) {
       load_row<Traits::kLoadLanes>(to + l.latent_bytes, rope, lane, l.rope_bytes / 16, p.rope * Element::kBytes, p.kpe.granule);
     } else if (lane == 0) {

@@ -13,7 +13,7 @@ namespace {
 
 using namespace latent;
 
-constexpr uint64_t kHonours = kSinks | kCausal | kSoftcap | kVarlenQ | kLse | kKvLens | kPages;
+constexpr uint64_t kHonours = kSinks | kCausal | kSoftcap | kVarlenQ | kLse | kKvLens | kPages | kFloat8Scales;
 constexpr int64_t kMaxSplits = 64;
 constexpr int kMaxStages = 5;
 constexpr int kOwnShared = 256;  // static shared memory of the kernels, and more
@@ -154,6 +154,7 @@ void run(const AttentionProblem& problem, const Plan& plan, void* workspace, con
   d.head_rope = p.head_rope;
   d.page_begin = generic::indices_of(p.page_begin);
   d.page_entries = p.page_table.shape[3];
+  d.latent8 = p.k.dtype == DType::f8e4m3;
   d.ckv_scale = static_cast<float>(p.ckv_scale);
   d.lse_scale = static_cast<float>(p.lse_scale);
   d.layout = c.layout;

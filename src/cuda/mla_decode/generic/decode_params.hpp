@@ -22,6 +22,7 @@ struct DecodeParams : generic::ForwardParams {
   // Where pages are one list, those of sequence b begin at page_begin[b]; the list, or a row of the table, has page_entries.
   generic::Indices page_begin;
   int64_t page_entries;
+  bool latent8;  // ckv is float8_e4m3; its rows become bfloat16 on their way to shared memory
   float ckv_scale, lse_scale;
   Layout layout;
 };
