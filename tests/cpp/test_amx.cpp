@@ -1,4 +1,5 @@
-// Tiles of AMX against a scalar product: with the instructions where the CPU has them, emulated where the build asks for it.
+// Tiles of AMX against a scalar product, and the powers of the softmax beside them: with the instructions where the CPU has them, tiles
+// emulated where the build asks for it.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -19,7 +20,7 @@
 
 // clang-format off
 #include "cpu/simd/amx.hpp"
-#include "cpu/amx/tiles.hpp"
+#include "cpu/amx/softmax.hpp"
 // clang-format on
 
 using namespace attile::amx;
@@ -132,6 +133,57 @@ void special_values() {
   for (int m = 0; m < 16; ++m) CHECK_EQ(got[m * 16 + 4], 0.f);
 }
 
+// The largest relative error of 2^x between 2^-126 and 2^20, and what is no number.
+template <int kDegree>
+void powers(double tolerance) {
+  constexpr float kInfinite = std::numeric_limits<float>::infinity();
+  const auto power = [](float x) { return power_of_two<kDegree>(broadcast<float>(x))[0]; };
+  for (int i = 0; i <= 20000; ++i) {
+    const float x = -125.9f + static_cast<float>(i) * 0.00729f;
+    CHECK(std::abs(power(x) / std::exp2(static_cast<double>(x)) - 1) <= tolerance);
+  }
+  for (int n = -126; n <= 20; ++n) CHECK(std::abs(std::ldexp(power(static_cast<float>(n)), -n) - 1) <= tolerance);
+  CHECK_EQ(power(-kInfinite), 0.f);
+  CHECK_EQ(power(-1e30f), 0.f);
+  CHECK_EQ(power(1e30f), kInfinite);
+  CHECK_EQ(power(kInfinite), kInfinite);
+  CHECK(std::isnan(power(std::numeric_limits<float>::quiet_NaN())));
+}
+
+// Two keys' p: to nearest, and large ones noticed.
+template <int kDegree>
+void group_of_two_keys() {
+  constexpr int64_t kKeys = 32;
+  alignas(64) float s[kKeys * kTileLanes];
+  alignas(64) char p[kStepBytes];
+  const Vec<float> base[2] = {};
+  for (const float largest : {0.f, 8.f, 8.1f, 200.f, std::numeric_limits<float>::infinity()}) {
+    for (int64_t i = 0; i < kKeys * kTileLanes; ++i) s[i] = -0.01f * static_cast<float>(i % 700);
+    s[5 * kTileLanes + 17] = largest;
+    GroupSoftmax<1, kDegree> softmax;
+    softmax.begin(s, p, kKeys, base, 1.f);
+    softmax.advance(3);
+    softmax.finish();
+    CHECK_EQ(softmax.outgrown(), largest > 8);
+    for (int64_t key = 0; key < kKeys; ++key) {
+      for (int64_t row = 0; row < kTileLanes; ++row) {
+        uint16_t got;
+        std::memcpy(&got, p + row / 16 * kTileBytes + key / 2 * kTileRowBytes + row % 16 * 4 + key % 2 * 2, 2);
+        const double want = std::exp2(static_cast<double>(s[key * kTileLanes + row]));
+        if (want < 1000) CHECK(std::abs(attile::bfloat16_to_float(got) / want - 1) <= 0x1.02p-8 + 8e-5);
+      }
+    }
+  }
+}
+
+void softmax_pieces() {
+  powers<3>(7.6e-5);
+  powers<4>(2.8e-6);
+  powers<kAccurate>(2.5e-7);
+  group_of_two_keys<3>();
+  group_of_two_keys<kAccurate>();
+}
+
 }  // namespace
 
 #if defined(__clang__)
@@ -142,6 +194,7 @@ void special_values() {
 #else
 static void products() {}
 static void special_values() {}
+static void softmax_pieces() {}
 #endif
 
 TEST(tile_products) {
@@ -149,6 +202,9 @@ TEST(tile_products) {
 }
 TEST(special_values_in_tiles) {
   if (attile::has_amx_bf16()) special_values();
+}
+TEST(softmax_beside_tiles) {
+  if (attile::has_amx_bf16()) softmax_pieces();
 }
 
 TEST_MAIN()

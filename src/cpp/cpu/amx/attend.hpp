@@ -6,7 +6,7 @@
 //       S^T of the next group = K Q^T
 //       a share of O^T += V^T P^T of the panel before, whose P is complete
 //
-// The dots of 32 keys take 8 (head_dim + head_dim_v) / 32 * 16 cycles of the tile unit, their softmax some 420 of the vector units; the
+// The dots of 32 keys take 8 (head_dim + head_dim_v) / 32 * 16 cycles of the tile unit, their softmax some 300 of the vector units; the
 // two overlap. O passes through tile registers once a tile. Only a tile's last products run alone.
 //
 // Limits: elements of v times p reach infinity a factor 2^kSlack earlier; with two or three parts an infinity in q, k or v becomes a

@@ -87,7 +87,8 @@ class GroupSoftmax {
   static constexpr bool kQuick = kDegree != kAccurate;
   Vec<float> sum[2], top[2];  // of the keys done; top, the largest scores, in the accurate form alone
 
-  inline __attribute__((always_inline)) GroupSoftmax() : sum{}, top{}, largest_{}, shift_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
+  inline __attribute__((always_inline)) GroupSoftmax()
+      : sum{}, top{}, largest_{}, shift_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
 
   inline __attribute__((always_inline)) void begin(const float* s, char* p, int64_t keys, const Vec<float> (&base)[2], float c) {
     s_ = s;
