@@ -4,6 +4,8 @@ A row of BAD says what differs from a good call. The message must name the funct
 was found; `out` is full of a pattern that must still be there.
 """
 
+import re
+
 import attile
 import numpy as np
 import pytest
@@ -309,6 +311,22 @@ def test_no_kernel_takes_it_lists_every_kernel():
         attile.flash_attention(**arrays)
     for kernel in kernel_rows():
         assert f"{kernel['name']}: " in str(caught.value)
+
+
+FLOAT8_SCALES = [
+    ({"k_scale": np.ones((B, HK))}, TYPE, "k_scale has an unsupported dtype: expected float32, got float64"),
+    ({"q_scale": np.ones(HK, np.float32)}, VALUE, "q_scale must have rank 0 or 2: expected 0 or 2, got 1"),
+    ({"v_scale": np.ones((B, HK + 1), np.float32)}, VALUE, f"v_scale.shape[1] must equal key.shape[2]: expected {HK}, got {HK + 1}"),
+    ({"v_scale": np.ones((B + 1, HK), np.float32)}, VALUE, f"v_scale.shape[0] must equal the number of sequences: expected {B}, got {B + 1}"),
+]
+
+
+@pytest.mark.parametrize(("scales", "error", "text"), FLOAT8_SCALES, ids=[text for *_, text in FLOAT8_SCALES])
+def test_scales_of_float8(scales, error, text):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    arrays = {name: array.astype(ml_dtypes.float8_e4m3fn) for name, array in good().items()}
+    with pytest.raises(error, match="^flash_attention: " + re.escape(text)):
+        attile.flash_attention(**arrays, **scales)
 
 
 # ---- foreign arrays --------------------------------------------------------------------------------------------------------

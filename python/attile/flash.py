@@ -190,7 +190,7 @@ def flash_attention(
     return_lse : bool, default False
         Whether lse is returned too.
     out : array [B, Tq, Hq, Dv], optional
-        Written in place and returned: dtype and device of query, not overlapping an input.
+        Written in place and returned: dtype (of float8 inputs: bfloat16) and device of query, not overlapping an input.
     platform : {"auto", "cpu", "cuda"}, default "auto"
         Where the arrays are; an error if they are elsewhere.
     cfg : FlashAttentionConfig, optional
