@@ -17,7 +17,7 @@ LAUNCH = re.compile(r"(\w+(?:<[^;<>]*>)?)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 def build(library, folder, changes=None):
     """Write `library`; `folder` is for what is between. changes: {file below src/cuda: (text, what is there instead)}."""
     changes = dict(changes or {})
-    sources = [path for path in (ROOT / "src/cuda").rglob("*.*") if "sm90" not in path.parts or "forward" in path.parts]
+    sources = list((ROOT / "src/cuda").rglob("*.*"))
     units = [EMULATION / "emulation.cpp", EMULATION / "kernels.cpp"]
     for path in sources:
         name = path.relative_to(ROOT / "src/cuda")

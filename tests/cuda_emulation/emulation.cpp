@@ -26,6 +26,9 @@ alignas(1024) char shared[emulation::kSharedBytes];
 namespace attile::cuda::sm90 {
 extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));
 }
+namespace attile::cuda::mla_sm90 {
+extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));
+}
 namespace attile::cuda::latent {
 extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));  // the same
 }
@@ -33,6 +36,7 @@ extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cud
 namespace emulation {
 
 unsigned shared_limit = kSharedBytes;
+unsigned grid_arrivals;
 
 void fail(const char* what) {
   std::fprintf(stderr, "emulated CUDA: %s (block %u, thread %u)\n", what, blockIdx.x, threadIdx.x);
@@ -149,6 +153,7 @@ Context scheduler;
 const std::function<void()>* body;
 int threads, arrived;
 unsigned shared_bytes, generation, progress;
+std::mutex one_at_a_time;
 
 Fiber& own_fiber() { return fibers[threadIdx.x]; }
 void wait() { switch_to(own_fiber().context, scheduler); }
@@ -178,7 +183,7 @@ int run_warp(int warp) {
   return left;
 }
 
-void run_block() {
+void begin_block() {
   memset(attile::cuda::generic::shared, 0xff, kSharedBytes);
   memset(static_cast<void*>(warps), 0, sizeof warps);
   memset(static_cast<void*>(named), 0, sizeof named);
@@ -195,14 +200,22 @@ void run_block() {
     prepare(fiber.context, reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(fiber.stack.get() + 63) & ~uintptr_t{63}), kStackBytes - 64,
             enter);
   }
+}
+
+// Runs the block until nobody can go on; returns how many threads are not done.
+int run_on() {
   const int count = threads / kWarp;
   int left;
+  unsigned before;
   do {
-    const unsigned before = progress;
+    before = progress;
     left = 0;
     for (int w = 0; w < count; ++w) left += run_warp(blockIdx.x % 2 ? count - 1 - w : w);
-    if (left && progress == before) fail("the threads wait for each other in different places");
-  } while (left);
+  } while (left && progress != before);
+  return left;
+}
+
+void end_block() {
   for (int t = 0; t < threads; ++t) {
     for (const Copy& copy : fibers[t].copies)
       if (copy.bytes > 0) fail("a copy to shared memory that nobody waited for");
@@ -214,19 +227,88 @@ void run_block() {
     if (!p.queue.empty()) fail("a product that nobody waited for");
 }
 
+void run_block() {
+  begin_block();
+  if (run_on()) fail("the threads wait for each other in different places");
+  end_block();
+}
+
+// A block of a cooperative launch while others run.
+struct Resting {
+  std::vector<char> shared = std::vector<char>(kSharedBytes);
+  std::map<uint32_t, Barrier> barriers;
+  NamedBarrier named[16];
+  Products products[kMostThreads / kWarp];
+  Fiber fibers[kMostThreads];
+  Warp warps[kMostThreads / kWarp];
+  int arrived = 0;
+  unsigned generation = 0;
+  bool done = false;
+
+  void change_places() {
+    std::swap_ranges(shared.begin(), shared.end(), attile::cuda::generic::shared);
+    std::swap(barriers, emulation::barriers);
+    std::swap(named, emulation::named);
+    std::swap(products, emulation::products);
+    std::swap(fibers, emulation::fibers);
+    std::swap(warps, emulation::warps);
+    std::swap(arrived, emulation::arrived);
+    std::swap(generation, emulation::generation);
+  }
+};
+
 }  // namespace
 
 void launch(int64_t blocks, int block_threads, int64_t dynamic_bytes, void*, const std::function<void()>& thread) {
   if (blocks <= 0 || blocks >= int64_t{1} << 31 || block_threads % kWarp || block_threads > kMostThreads || dynamic_bytes > shared_limit)
     fail("a launch that does not fit");
-  static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   body = &thread;
   threads = block_threads;
   shared_bytes = static_cast<unsigned>(dynamic_bytes);
   gridDim.x = static_cast<unsigned>(blocks);
+  gridDim.y = 1;
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();
 }
+
+void launch_together(unsigned x, unsigned y, int block_threads, int64_t dynamic_bytes, const std::function<void()>& thread) {
+  if (x * y < 1 || block_threads % kWarp || block_threads > kMostThreads || dynamic_bytes > shared_limit) fail("a launch that does not fit");
+  const std::lock_guard lock(one_at_a_time);
+  body = &thread;
+  threads = block_threads;
+  shared_bytes = static_cast<unsigned>(dynamic_bytes);
+  gridDim = {x, y};
+  grid_arrivals = 0;
+  std::vector<std::unique_ptr<Resting>> blocks;
+  const auto run = [&](size_t i, auto&& what) {
+    blockIdx = {static_cast<unsigned>(i) % x, static_cast<unsigned>(i) / x};
+    blocks[i]->change_places();
+    what(*blocks[i]);
+    blocks[i]->change_places();
+  };
+  for (size_t i = 0; i < size_t{x} * y; ++i) {
+    blocks.push_back(std::make_unique<Resting>());
+    run(i, [](Resting&) { begin_block(); });
+  }
+  size_t left;
+  do {
+    const unsigned before = progress;
+    left = 0;
+    for (size_t i = 0; i < blocks.size(); ++i)
+      if (!blocks[i]->done)
+        run(i, [&](Resting& block) {
+          if (run_on()) return static_cast<void>(++left);
+          end_block();
+          block.done = true;
+        });
+    if (left && progress == before) fail("the blocks wait for each other");
+  } while (left);
+  blockIdx = {0, 0};
+}
+
+void wait_for_others() { wait(); }
+void made_progress() { ++progress; }
+
 
 Lane together(const Lane& mine, void (*operation)(Lanes&)) {
   Warp& warp = warps[threadIdx.x / kWarp];
@@ -347,6 +429,8 @@ void barrier_arrive(uint32_t bar, int bytes) {
   --b.pending;
   complete(b);
 }
+
+bool barrier_passed(uint32_t bar, uint32_t parity) { return (barrier_at(bar).phase & 1) != parity; }
 
 void barrier_wait(uint32_t bar, uint32_t parity) {
   Barrier& b = barrier_at(bar);
@@ -504,6 +588,16 @@ void __syncthreads() {
   while (generation == own) wait();
 }
 
+int __syncthreads_count(int x) {
+  static int count;
+  __syncthreads();
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  count += x != 0;
+  __syncthreads();
+  return count;
+}
+
 int __syncthreads_or(int x) {
   static int any;
   __syncthreads();
@@ -558,10 +652,11 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuui
                                 const cuuint32_t* box, const cuuint32_t* element_steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   const uint32_t size = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
-  bool good = rank == 4 && reinterpret_cast<uintptr_t>(base) % 16 == 0 && box[2] == 1 && box[3] == 1;
+  bool good = (rank == 3 || rank == 4) && reinterpret_cast<uintptr_t>(base) % 16 == 0 && box[2] == 1 && (rank == 3 || box[3] == 1);
   good &= box[0] * size == (swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 128u : 64u) && box[1] <= 256;
-  *map = {static_cast<char*>(base), {}, {size, steps[0], steps[1], steps[2]}, {box[0], box[1]}, size, swizzle};
-  for (int d = 0; d < 4; ++d) {
+  *map = {static_cast<char*>(base), {}, {size, steps[0], steps[1], rank == 4 ? steps[2] : 16}, {box[0], box[1]}, size, swizzle};
+  map->dims[3] = 1;
+  for (int d = 0; d < static_cast<int>(rank); ++d) {
     good &= dims[d] >= 1 && dims[d] <= uint64_t{1} << 32 && element_steps[d] == 1 && (d == 0 || (map->steps[d] % 16 == 0 && map->steps[d] < uint64_t{1} << 40));
     map->dims[d] = dims[d];
   }

@@ -20,6 +20,7 @@
 #define __host__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
@@ -29,7 +30,10 @@ using std::max;
 using std::min;
 
 struct Index3 {
-  unsigned x;
+  unsigned x, y;
+};
+struct dim3 {
+  unsigned x = 1, y = 1;
 };
 extern Index3 threadIdx, blockIdx, gridDim;
 
@@ -48,6 +52,12 @@ struct int2 {
 struct alignas(16) int4 {
   int x, y, z, w;
 };
+struct uint2 {
+  uint32_t x, y;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 namespace emulation {
@@ -97,6 +107,12 @@ T shuffle(T x, int from) {
 // Runs the blocks one after another. kernel<<<blocks, threads, shared_bytes, stream>>>(arguments) is rewritten to this.
 void launch(int64_t blocks, int threads, int64_t shared_bytes, void* stream, const std::function<void()>& thread);
 
+// Runs the blocks side by side: they may wait for each other.
+void launch_together(unsigned x, unsigned y, int threads, int64_t shared_bytes, const std::function<void()>& thread);
+void wait_for_others();
+void made_progress();
+extern unsigned grid_arrivals;  // of the launch
+
 // ---- shared memory ----
 
 // The launch's dynamic shared memory. An access that is misaligned or leaves it is an error.
@@ -114,6 +130,7 @@ void wait_for_groups(int newest);  // that may be on their way still
 void barrier_init(uint32_t bar, int arrivals);
 void barrier_arrive(uint32_t bar, int bytes);
 void barrier_wait(uint32_t bar, uint32_t parity);
+bool barrier_passed(uint32_t bar, uint32_t parity);
 void named_barrier(int id, int count, bool wait);
 
 // ---- TMA ----
@@ -143,6 +160,7 @@ void products_wait(int pending);
 
 void __syncthreads();
 int __syncthreads_or(int x);
+int __syncthreads_count(int x);
 
 inline int lane_of_thread() { return static_cast<int>(threadIdx.x % emulation::kWarp); }
 template <class T>
@@ -194,6 +212,16 @@ inline uint32_t __reduce_and_sync(unsigned, uint32_t x) {
 inline unsigned atomicAdd(unsigned* p, unsigned x) { return std::exchange(*p, *p + x); }
 inline int atomicMin(int* p, int x) { return std::exchange(*p, min(*p, x)); }
 inline int atomicMax(int* p, int x) { return std::exchange(*p, max(*p, x)); }
+inline int __reduce_add_sync(unsigned, int x) {
+  return static_cast<int>(emulation::together({{static_cast<uint32_t>(x)}},
+                                              [](emulation::Lanes& lanes) {
+                                                uint32_t sum = 0;
+                                                for (const emulation::Lane& lane : lanes) sum += lane.x[0];
+                                                for (emulation::Lane& lane : lanes) lane.x[0] = sum;
+                                              })
+                              .x[0]);
+}
+inline bool __all_sync(unsigned mask, bool x) { return __ballot_sync(mask, x) == ~0u; }
 inline bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x) != 0; }
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -208,6 +236,11 @@ T __ldg(const T* p) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T)) emulation::fail("a load that is not aligned");
   return *p;
 }
+template <class T>
+T __ldcg(const T* p) {
+  return __ldg(p);
+}
+inline float __fdividef(float x, float y) { return x / y; }
 // A byte of all ones where the bytes differ.
 inline uint32_t __vcmpne4(uint32_t x, uint32_t y) {
   uint32_t r = 0;

@@ -13,7 +13,7 @@ template <class T>
 struct Gather {
   static_assert(T::kN == 64 && T::kHalfBoxes == 4 && T::kRopeBoxes == 1 && T::kLatentStages == T::kRopeStages + 1);
   int page = 0;            // of this lane's key of the entry that comes next
-  int rope_page, rope_at; // where its rope key lies: of the entry whose latents were asked for last; rope_at -1: nowhere
+  int rope_page, rope_at;  // where its rope key lies: of the entry whose latents were asked for last; rope_at -1: nowhere
 
   static __device__ __forceinline__ int own_key() { return (threadIdx.x >> 5 & 3) * 16 + (threadIdx.x & 15); }
 
@@ -24,14 +24,17 @@ struct Gather {
   }
 
   // Half of the latents of entry m, by all threads of the warpgroup; q: the lane that issues the boxes of queries.
-  __device__ __forceinline__ void latent(SharedStorage<T>& sm, uint32_t m, int half, const volatile Entry& e, const Maps& maps, const Segments& seg) {
+  __device__ __forceinline__ void latent(SharedStorage<T>& sm, uint32_t m, int half, const volatile Entry& e, const Maps& maps,
+                                         const Segments& seg) {
     const Params& p = seg.p;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
     const uint32_t bar = sm.pipe.latent_barrier(m, half);
     if (e.at < 0) {
       rope_at = -1;
-      if (warp == 0 && ptx::elect_one()) load_latent<T>(sm, m, half, e, maps, seg);  // arrives for itself
-      else ptx::mbarrier_arrive(bar);
+      if (warp == 0 && ptx::elect_one())
+        load_latent<T>(sm, m, half, e, maps, seg);  // arrives for itself
+      else
+        ptx::mbarrier_arrive(bar);
       __syncwarp();
       return;
     }
@@ -57,8 +60,10 @@ struct Gather {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
     const uint32_t bar = sm.pipe.rope_barrier(m);
     if (e.at < 0) {
-      if (warp == 0 && ptx::elect_one()) load_rope<T>(sm, m, e, maps, seg);
-      else ptx::mbarrier_arrive(bar);
+      if (warp == 0 && ptx::elect_one())
+        load_rope<T>(sm, m, e, maps, seg);
+      else
+        ptx::mbarrier_arrive(bar);
       __syncwarp();
       return;
     }

@@ -63,8 +63,11 @@ struct JoinRows {
         if (k >= my_rows) continue;
         uint16_t* out = reinterpret_cast<uint16_t*>(p.out) + seg.out_at(r, first_row + k * n) + column;
         const uint2 x = make_uint2(T::Element::pack(acc[j].x, acc[j].y), T::Element::pack(acc[j].z, acc[j].w));
-        if (p.out_aligned) *reinterpret_cast<uint2*>(out) = x;
-        else out[0] = static_cast<uint16_t>(x.x), out[1] = static_cast<uint16_t>(x.x >> 16), out[2] = static_cast<uint16_t>(x.y), out[3] = static_cast<uint16_t>(x.y >> 16);
+        if (p.out_aligned)
+          *reinterpret_cast<uint2*>(out) = x;
+        else
+          out[0] = static_cast<uint16_t>(x.x), out[1] = static_cast<uint16_t>(x.x >> 16), out[2] = static_cast<uint16_t>(x.y),
+          out[3] = static_cast<uint16_t>(x.y >> 16);
       }
     }
   }
@@ -77,8 +80,10 @@ __device__ __forceinline__ void join_request(float* weight, const Segments& seg,
   if (seg.count(r) <= 0 || seg.slot(r) < 0) return;
   const int y = blockIdx.y, t = threadIdx.x & 127;
   Pieces pieces;
-  if (r == part.r0) pieces = {part.count0, part.before0, part.first_slot0, 2 * (y - part.before0 + 1)};
-  else pieces = {part.count1, 0, 2 * y + 1, 2 * (y + 1)};
+  if (r == part.r0)
+    pieces = {part.count0, part.before0, part.first_slot0, 2 * (y - part.before0 + 1)};
+  else
+    pieces = {part.count1, 0, 2 * y + 1, 2 * (y + 1)};
   const int n = pieces.n, share = pieces.mine;
   const int row_base = seg.m_block * T::kM, valid = min(T::kM, seg.rows(r) - row_base);
   const int my_rows = share < valid ? (valid - share + n - 1) / n : 0;  // rows share, share + n, ...
@@ -108,8 +113,10 @@ __device__ __forceinline__ void join_request(float* weight, const Segments& seg,
   }
   ptx::named_barrier_sync(2 + half, 128);
   const JoinRows<T> rows{seg, pieces, weight, r, half, my_rows, row_base + share};
-  if (my_rows > 4) rows.template run<4, 4>();
-  else rows.template run<1, 16>();
+  if (my_rows > 4)
+    rows.template run<4, 4>();
+  else
+    rows.template run<1, 16>();
 }
 
 // weight: 64 + n floats of shared memory that this half may use now.

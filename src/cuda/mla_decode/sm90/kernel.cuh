@@ -12,6 +12,7 @@
 
 #include "cuda/mla_decode/sm90/join.cuh"
 #include "cuda/mla_decode/sm90/output.cuh"
+#include "cuda/mla_decode/sm90/plan.cuh"
 #include "cuda/mla_decode/sm90/score.cuh"
 
 namespace attile::cuda::mla_sm90 {
@@ -24,9 +25,8 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
     ptx::tma_prefetch_descriptor(&maps.ckv), ptx::tma_prefetch_descriptor(&maps.kpe), ptx::tma_prefetch_descriptor(&maps.q_nope),
         ptx::tma_prefetch_descriptor(&maps.q_pe);
   if (threadIdx.x == 0) sm.pipe.init();
-  wait_for_dependencies();  // the plan
-  if (threadIdx.x < sizeof(Part) / 16) reinterpret_cast<int4*>(&sm.part)[threadIdx.x] = reinterpret_cast<const int4*>(p.part + blockIdx.y)[threadIdx.x];
-  __syncthreads();
+  static_assert(sizeof(PlanStorage) <= sizeof(sm.latent));  // the ring is free yet
+  plan_block(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part);
   const Segments seg{p, sm.part, T::kN, static_cast<int>(blockIdx.x)};
   const int role = threadIdx.x / 128;
   if (role == 0) {

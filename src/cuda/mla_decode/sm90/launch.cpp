@@ -9,7 +9,6 @@
 #include "cuda/device.hpp"
 #include "cuda/forward/sm90/tensor_maps.hpp"
 #include "cuda/mla_decode/sm90/instances.hpp"
-#include "cuda/mla_decode/sm90/plan.hpp"
 
 namespace attile::cuda {
 namespace {
@@ -28,11 +27,14 @@ int64_t rope_columns(const MlaDecodeProblem& p) { return p.head_rope ? p.heads_q
 
 // Boxes of block_n rows need pages that they divide; a dense cache is one page a sequence.
 const Instance* find_instance(const MlaDecodeProblem& p) {
-  const std::span<const Instance> files[] = {p.dtype == DType::bf16 ? bf16_small() : f16_small(), p.dtype == DType::bf16 ? bf16_512() : f16_512()};
+  const std::span<const Instance> files[] = {p.dtype == DType::bf16 ? bf16_small() : f16_small(),
+                                             p.dtype == DType::bf16 ? bf16_512() : f16_512()};
   for (const auto& instances : files)
     for (const Instance& i : instances) {
       const bool boxes = !p.has(kPages) || p.page_size() % i.block_n == 0;
-      if (p.latent <= i.latent && rope_columns(p) <= i.rope && p.head_rope == i.head_rope && boxes == !i.gathered && tiles_of(p) <= i.most_tiles) return &i;
+      if (p.latent <= i.latent && rope_columns(p) <= i.rope && p.head_rope == i.head_rope && boxes == !i.gathered &&
+          tiles_of(p) <= i.most_tiles)
+        return &i;
     }
   return nullptr;
 }
@@ -51,7 +53,8 @@ std::string array_objection(const MlaDecodeProblem& p) {
   for (const auto& [name, view] : arrays) {
     if (!view) continue;
     if (std::string why = sm90::tma_objection(name, view); !why.empty()) return why;
-    if (std::max({view.shape[0], view.shape[1], view.shape[1] * view.shape[2]}) >= INT_MAX) return std::string(name) + " has 2^31 rows or more";
+    if (std::max({view.shape[0], view.shape[1], view.shape[1] * view.shape[2]}) >= INT_MAX)
+      return std::string(name) + " has 2^31 rows or more";
   }
   for (const auto& [name, view] : {std::pair<const char*, const View&>{"q_nope", p.q}, {"q_pe", p.q_pe}})
     if (view && row_stride(view) == 0) return std::string(name) + "'s heads and tokens are not evenly spaced";
@@ -66,42 +69,52 @@ std::string array_objection(const MlaDecodeProblem& p) {
                  {"page_table", p.page_table.data, p.page_table.dtype},
                  {"softmax_aux", p.sinks.data, p.sinks.dtype}};
   for (const auto& [name, data, dtype] : numbers)
-    if (data && reinterpret_cast<uintptr_t>(data) % size_of(dtype) != 0) return std::string("takes aligned numbers only: ") + name + " are not";
+    if (data && reinterpret_cast<uintptr_t>(data) % size_of(dtype) != 0)
+      return std::string("takes aligned numbers only: ") + name + " are not";
   return "";
 }
 
 std::string why_not(const AttentionProblem& problem, const Config& config) {
   const MlaDecodeProblem& p = mla_decode(problem);
   if (const CudaDevice& d = device(p.device_id); d.major != 9 || d.minor != 0)
-    return "is for compute capability 9.0: cuda:" + std::to_string(p.device_id) + " (" + d.name + ") has " + std::to_string(d.major) + "." + std::to_string(d.minor);
+    return "is for compute capability 9.0: cuda:" + std::to_string(p.device_id) + " (" + d.name + ") has " + std::to_string(d.major) + "." +
+           std::to_string(d.minor);
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return std::string("takes float16 and bfloat16 only: got ") + info(p.dtype).name;
   if (p.k.dtype != p.dtype) return std::string("takes caches of the dtype of the queries only: got ") + info(p.k.dtype).name;
-  if (p.head_rope && p.rope != kHeadRopeDim) return "takes rope keys of heads of " + std::to_string(kHeadRopeDim) + " dims: got " + std::to_string(p.rope);
+  if (p.head_rope && p.rope != kHeadRopeDim)
+    return "takes rope keys of heads of " + std::to_string(kHeadRopeDim) + " dims: got " + std::to_string(p.rope);
   const Instance* instance = find_instance(p);
   if (!instance) {
     if (p.head_rope && rope_columns(p) > 512) return "takes rope keys of at most 32 heads: got " + std::to_string(p.heads_q);
-    if (p.has(kPages) && p.head_rope) return "takes rope keys of heads in pages of a multiple of 32 keys: got " + std::to_string(p.page_size());
+    if (p.has(kPages) && p.head_rope)
+      return "takes rope keys of heads in pages of a multiple of 32 keys: got " + std::to_string(p.page_size());
     return "takes at most 64 rope dims in pages that are not multiples of 64 keys: got " + std::to_string(p.rope);
   }
   if (std::string why = array_objection(p); !why.empty()) return why;
-  if (config.num_splits != 0) return "splits by the lengths, on the GPU: cfg.num_splits must be 0, got " + std::to_string(config.num_splits);
-  if (config.block_q != 0 && config.block_q != kTileRows) return "cfg.block_q must be " + std::to_string(kTileRows) + ": got " + std::to_string(config.block_q);
-  if (config.block_k != 0 && config.block_k != instance->block_n) return "cfg.block_k must be " + std::to_string(instance->block_n) + ": got " + std::to_string(config.block_k);
-  if (p.batch > kMaxBatch - 1) return "takes fewer than " + std::to_string(kMaxBatch) + " sequences";
-  if (p.k_seqs.rows >= INT_MAX / 2 || p.batch * (ceil_div(p.k_seqs.rows, instance->block_n) + 4) >= INT_MAX || tiles_of(p) * p.batch >= INT_MAX / 4)
+  if (config.num_splits != 0)
+    return "splits by the lengths, on the GPU: cfg.num_splits must be 0, got " + std::to_string(config.num_splits);
+  if (config.block_q != 0 && config.block_q != kTileRows)
+    return "cfg.block_q must be " + std::to_string(kTileRows) + ": got " + std::to_string(config.block_q);
+  if (config.block_k != 0 && config.block_k != instance->block_n)
+    return "cfg.block_k must be " + std::to_string(instance->block_n) + ": got " + std::to_string(config.block_k);
+  if (p.batch > kMaxBatch) return "takes at most " + std::to_string(kMaxBatch) + " sequences: got " + std::to_string(p.batch);
+  if (const int most = device(p.device_id).multiprocessors; tiles_of(p) > most)
+    return "takes at most " + std::to_string(most * kTileRows) + " query rows (tokens x heads) a sequence: got " +
+           std::to_string(p.q_seqs.longest * p.heads_q);
+  if (p.k_seqs.rows >= INT_MAX / 2 || p.batch * (ceil_div(p.k_seqs.rows, instance->block_n) + 4) >= INT_MAX ||
+      tiles_of(p) * p.batch >= INT_MAX / 4)
     return "takes fewer than 2^31 blocks of keys";
   return "";
 }
 
 // Where the workspace has what; all begin on 256 bytes.
 struct Layout {
-  int64_t parts, tiles, rows, part, request, sinks, arrived, out_parts, lse_parts, total = 0;
+  int64_t parts, tiles, rows, request, sinks, arrived, out_parts, lse_parts, total = 0;
 
   explicit Layout(const MlaDecodeProblem& p) {
     tiles = tiles_of(p);
     rows = p.q_seqs.longest * p.heads_q;
     parts = std::clamp<int64_t>(device(p.device_id).multiprocessors / std::max<int64_t>(tiles, 1), 1, kMaxParts);
-    part = take(parts * sizeof(Part));
     request = take(p.batch * sizeof(Request));
     sinks = take(p.has(kSinks) ? p.heads_q * sizeof(float) : 0);
     arrived = take(p.batch * tiles * 2 * sizeof(int32_t));
@@ -186,7 +199,6 @@ Params params_of(const MlaDecodeProblem& p, const Instance& instance, void* work
 
   char* base = static_cast<char*>(workspace);
   f.parts = static_cast<int32_t>(layout.parts), f.tiles = static_cast<int32_t>(layout.tiles), f.block_n = instance.block_n;
-  f.part = reinterpret_cast<Part*>(base + layout.part);
   f.request = reinterpret_cast<Request*>(base + layout.request);
   f.sink_log2 = p.has(kSinks) ? reinterpret_cast<float*>(base + layout.sinks) : nullptr;
   f.arrived = reinterpret_cast<int32_t*>(base + layout.arrived);
@@ -200,8 +212,8 @@ void run(const AttentionProblem& problem, const Plan&, void* workspace, const Ex
   if (p.batch == 0 || p.heads_q == 0 || p.q_seqs.rows == 0) return;
   const Instance& instance = *find_instance(p);
   const Params params = params_of(p, instance, workspace);
-  const Arrays arrays{keys_matrix(p.k, p.latent, p.q), keys_matrix(p.kpe, rope_columns(p), p.q), query_matrix(p.q), query_matrix(p.q_pe ? p.q_pe : p.q)};
-  launch_plan(params, execution.stream);
+  const Arrays arrays{keys_matrix(p.k, p.latent, p.q), keys_matrix(p.kpe, rope_columns(p), p.q), query_matrix(p.q),
+                      query_matrix(p.q_pe ? p.q_pe : p.q)};
   instance.launch(params, arrays, execution.stream);
 }
 

@@ -17,20 +17,17 @@ void launch(const Params& p, const Arrays& a, void* stream) {
   const Maps maps{box_map(a.ckv, T::kN, half), box_map(a.kpe, T::kN, half), box_map(a.q_nope, T::kN, half), box_map(a.q_pe, T::kN, half)};
   const auto kernel = mla_decode_kernel<T>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)), "preparing mla_decode_sm90");
-  cudaLaunchAttribute attributes[2];
-  // Its blocks may begin while the plan is made.
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  // Parts of one request wait for each other, so all are to be resident.
-  attributes[1].id = cudaLaunchAttributeCooperative;
-  attributes[1].val.cooperative = 1;
+  // The blocks meet at a barrier, and parts of one request wait for each other: all are to be resident.
+  cudaLaunchAttribute attributes[1];
+  attributes[0].id = cudaLaunchAttributeCooperative;
+  attributes[0].val.cooperative = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(p.tiles), static_cast<unsigned>(p.parts));
   config.blockDim = dim3(T::kThreads);
   config.dynamicSmemBytes = sizeof(Storage);
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes;
-  config.numAttrs = p.parts > 1 ? 2 : 1;
+  config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, p, maps), "launching mla_decode_sm90");
 }
 

@@ -13,8 +13,8 @@ struct Maps {  // (column, row, page) of the keys, (column, row, request) of the
 // Call these with one elected lane (elect.sync: under a plain thread test the compiler wraps each TMA instruction in a loop over the lanes).
 // `kCount` boxes of 64 columns from box `first` on.
 template <class T, int kCount>
-__device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first, const volatile Entry& e,
-                                           uint32_t full, const Segments& seg) {
+__device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first,
+                                           const volatile Entry& e, uint32_t full, const Segments& seg) {
   // evict_first for all: with it, requests of blocks that read the same keys at the same time become one L2 access (docs/hopper-mla.md).
   const uint64_t policy = policy_evict_first();
   ptx::mbarrier_arrive_expect(full, kCount * T::kBoxBytes);
@@ -32,15 +32,20 @@ __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys,
 
 // A half of block n's latents.
 template <class T>
-__device__ __forceinline__ void load_latent(SharedStorage<T>& sm, uint32_t n, int half, const volatile Entry& e, const Maps& maps, const Segments& seg) {
+__device__ __forceinline__ void load_latent(SharedStorage<T>& sm, uint32_t n, int half, const volatile Entry& e, const Maps& maps,
+                                            const Segments& seg) {
   load_boxes<T, T::kHalfBoxes>(sm.latent[sm.pipe.slot(n)][half * T::kHalfBoxes], maps.ckv, maps.q_nope, half * T::kHalfBoxes, e,
                                sm.pipe.latent_barrier(n, half), seg);
 }
 // Without a rope part the columns asked for lie past the array, and S gains nothing.
 template <class T>
-__device__ __forceinline__ void load_rope(SharedStorage<T>& sm, uint32_t n, const volatile Entry& e, const Maps& maps, const Segments& seg) {
-  if (T::kHeadRope && e.at <= kQ) ptx::mbarrier_arrive(sm.pipe.rope_barrier(n));  // q_pe does not come this way
-  else load_boxes<T, T::kRopeBoxes>(sm.rope[sm.pipe.rope_slot(n)][0], maps.kpe, maps.q_pe, seg.p.rope == 0 ? T::kLatentBoxes : 0, e, sm.pipe.rope_barrier(n), seg);
+__device__ __forceinline__ void load_rope(SharedStorage<T>& sm, uint32_t n, const volatile Entry& e, const Maps& maps,
+                                          const Segments& seg) {
+  if (T::kHeadRope && e.at <= kQ)
+    ptx::mbarrier_arrive(sm.pipe.rope_barrier(n));  // q_pe does not come this way
+  else
+    load_boxes<T, T::kRopeBoxes>(sm.rope[sm.pipe.rope_slot(n)][0], maps.kpe, maps.q_pe, seg.p.rope == 0 ? T::kLatentBoxes : 0, e,
+                                 sm.pipe.rope_barrier(n), seg);
 }
 
 }  // namespace attile::cuda::mla_sm90

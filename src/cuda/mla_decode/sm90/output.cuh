@@ -14,11 +14,15 @@ namespace attile::cuda::mla_sm90 {
 __device__ __forceinline__ int4 gather_group(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
   const uint32_t ab = __shfl_xor_sync(~0u, odd ? a : b, 1), cd = __shfl_xor_sync(~0u, odd ? c : d, 1);
-  if (odd) a = ab, c = cd;
-  else b = ab, d = cd;
+  if (odd)
+    a = ab, c = cd;
+  else
+    b = ab, d = cd;
   const uint32_t ac = __shfl_xor_sync(~0u, high ? a : c, 2), bd = __shfl_xor_sync(~0u, high ? b : d, 2);
-  if (high) a = ac, b = bd;
-  else c = ac, d = bd;
+  if (high)
+    a = ac, b = bd;
+  else
+    c = ac, d = bd;
   return make_int4(a, b, c, d);
 }
 
@@ -57,7 +61,8 @@ struct Output {
     const int q = threadIdx.x & 3;
 #pragma unroll
     for (int g = 0; g < T::kHalfBoxes * 8; ++g)
-      if (live && g * 8 < columns) *reinterpret_cast<float2*>(out + g * 8 + q * 2) = make_float2(o[g * 4 + e * 2] * inv, o[g * 4 + e * 2 + 1] * inv);
+      if (live && g * 8 < columns)
+        *reinterpret_cast<float2*>(out + g * 8 + q * 2) = make_float2(o[g * 4 + e * 2] * inv, o[g * 4 + e * 2 + 1] * inv);
   }
 };
 
@@ -83,7 +88,8 @@ __device__ __forceinline__ void add_sinks(float sink, float& inv_sum, float& lse
 
 // A request's rows, whole or as a part's partial result.
 template <class T>
-__device__ __forceinline__ void store_rows(const Segments& seg, int r, int half, Output<T>& out, float inv0, float inv1, float lse0, float lse1) {
+__device__ __forceinline__ void store_rows(const Segments& seg, int r, int half, Output<T>& out, float inv0, float inv1, float lse0,
+                                           float lse1) {
   const Params& p = seg.p;
   const int t = threadIdx.x & 127, lane = t & 31, row0 = t / 32 * 16 + lane / 4, rows = seg.rows(r);
   const int slot = seg.slot(r);
@@ -96,7 +102,8 @@ __device__ __forceinline__ void store_rows(const Segments& seg, int r, int half,
     if (slot < 0) {
       if (p.sink_log2) add_sinks(p.sink_log2[row % p.heads], inv, lse);
       if (lead && half == 0) seg.store_lse(r, row, lse);
-      out.store(reinterpret_cast<uint16_t*>(p.out) + (live ? seg.out_at(r, row) : 0) + half * T::kOutN, p.out_aligned, e, inv, live, columns);
+      out.store(reinterpret_cast<uint16_t*>(p.out) + (live ? seg.out_at(r, row) : 0) + half * T::kOutN, p.out_aligned, e, inv, live,
+                columns);
     } else {
       const int64_t at = static_cast<int64_t>(slot) * p.seqlen_q * p.heads + row;
       if (lead) p.lse_parts[static_cast<int64_t>(half) * 2 * p.parts * p.seqlen_q * p.heads + at] = lse;
@@ -149,8 +156,10 @@ struct Refill {
     const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
     if (half == 0 || !loads() || e.at == kEnd) return;
     sm.pipe.wait_free(n, 0), sm.pipe.wait_free(n, 1);
-    if constexpr (T::kGathered) gather.rope(sm, n + T::kRopeStages, e, maps, seg);
-    else if (ptx::elect_one()) load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
+    if constexpr (T::kGathered)
+      gather.rope(sm, n + T::kRopeStages, e, maps, seg);
+    else if (ptx::elect_one())
+      load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
     __syncwarp();
   }
   // This half of block n, which this warpgroup has used.
@@ -235,7 +244,9 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       ptx::wgmma_commit();
       ptx::wgmma_wait<0>();
       ptx::pin(out.o);
-      if (left == 1) inv0 = sm.inv_sum[rope_slot][row0], inv1 = sm.inv_sum[rope_slot][row0 + 8], lse0 = sm.lse[rope_slot][row0], lse1 = sm.lse[rope_slot][row0 + 8];
+      if (left == 1)
+        inv0 = sm.inv_sum[rope_slot][row0], inv1 = sm.inv_sum[rope_slot][row0 + 8], lse0 = sm.lse[rope_slot][row0],
+        lse1 = sm.lse[rope_slot][row0 + 8];
       advance();
       accumulate = 1;
     }

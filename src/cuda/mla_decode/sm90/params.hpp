@@ -1,4 +1,4 @@
-// What the kernels of this folder are told (Params), and what the plan kernel tells the other one (Request, Part). See plan.cuh.
+// What the kernels of this folder are told (Params), and what they find out first (Request, Part): see plan.cuh.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,8 @@
 #include "core/dtype.hpp"
 
 namespace attile::cuda::mla_sm90 {
+
+constexpr int kMaxParts = 256, kMaxBatch = 1 << 14;
 
 // A sequence, its numbers clamped to what the shapes allow.
 struct Request {
@@ -16,17 +18,16 @@ struct Request {
 
 // A run of key blocks: request r0 from block b0 ... request r1 up to block b1 (exclusive); empty when r1 < r0. Its partial results: slot
 // 2 * part for request r0, 2 * part + 1 for r1 when that is another one.
-struct alignas(16) Part {
+struct Part {
   int32_t r0, b0, r1, b1;
-  int32_t left0;       // blocks of request r0 here
-  int32_t before0;     // parts that have blocks of r0 before this one
+  int32_t left0;           // blocks of request r0 here
+  int32_t before0;         // parts that have blocks of r0 before this one
   int32_t count0, count1;  // parts of request r0, of request r1
   int32_t first_slot0;     // the slot of r0's first part
   Request request0;        // r0's: a load that need not be waited for
-  int32_t unused[3];
 };
 
-struct Indices {  // int32 or int64; strides in bytes
+struct Indices {     // int32 or int64; strides in bytes
   const char* data;  // null: none
   int64_t stride;
   bool wide;
@@ -40,11 +41,11 @@ struct Params {
 
   // Index arrays.
   Indices kv_lens, cu_seqlens_q, page_begin;
-  int32_t kv_most;          // the longest that shapes allow, and the length without kv_lens
-  const char* page_table;   // null: a dense cache, request r is page r
+  int32_t kv_most;                 // the longest that shapes allow, and the length without kv_lens
+  const char* page_table;          // null: a dense cache, request r is page r
   int64_t table_row, table_entry;  // bytes; of a wide entry the lower half is read
-  int32_t table_entries;    // entries of the table that is one list
-  int32_t page_size, pages; // page_size of a dense cache: without end
+  int32_t table_entries;           // entries of the table that is one list
+  int32_t page_size, pages;        // page_size of a dense cache: without end
 
   // Scores: s = q.k, with `reshape` s = softcap * tanh(raw_scale s / softcap) or raw_scale s; exponents are scale_log2 s.
   bool reshape;
@@ -66,11 +67,10 @@ struct Params {
   bool out_aligned;  // rows begin at multiples of 16 bytes
   float* lse;        // null: not wanted
   int64_t lse_batch, lse_head, lse_token;
-  float lse_scale;   // from base 2
+  float lse_scale;  // from base 2
 
   // The workspace.
   int32_t parts, tiles, block_n;  // the grid; keys a block
-  Part* part;                     // [parts]
   Request* request;               // [batch]
   float* sink_log2;               // [heads]: log2 of the sum of a head's sinks; null: none
   int32_t* arrived;               // [batch][tiles][half]: how many parts have left their partial result

@@ -18,14 +18,18 @@ namespace attile::cuda::mla_sm90 {
 __device__ __forceinline__ bool mbarrier_test(uint32_t bar, uint32_t parity) {
   uint32_t done;
   asm volatile("{.reg .pred p; mbarrier.test_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p;}"
-               : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+               : "=r"(done)
+               : "r"(bar), "r"(parity)
+               : "memory");
   return done;
 }
 __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
   uint32_t done;
   do {
     asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p;}"
-                 : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+                 : "=r"(done)
+                 : "r"(bar), "r"(parity)
+                 : "memory");
   } while (!done);
 }
 
@@ -37,13 +41,15 @@ __device__ __forceinline__ uint64_t policy_evict_first() {
 __device__ __forceinline__ void tma_load_3d(uint32_t to, const CUtensorMap* map, uint32_t bar, uint64_t policy, int c0, int c1, int c2) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to), "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
+      " [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
       : "memory");
 }
 
 // `bytes` (0 or 16) are read, the rest of 16 becomes zero. evict_first: see load_boxes.
 __device__ __forceinline__ void cp_async_16_once(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes), "l"(ptx::kEvictFirst)
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes),
+               "l"(ptx::kEvictFirst)
                : "memory");
 }
 // The barrier counts one arrival when what this thread has asked for so far is there.
@@ -51,9 +57,6 @@ __device__ __forceinline__ void cp_async_arrive(uint32_t bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
-__device__ __forceinline__ void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
-}
 // A word that no kernel writes while this one runs.
 __device__ __forceinline__ uint32_t load_word(const void* p) {
   uint32_t x;
@@ -71,10 +74,6 @@ __device__ __forceinline__ void wait_at_least(const int* p, int n) {
 __device__ __forceinline__ void add_release(int* p, int n) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(n) : "memory");
 }
-
-// Programmatic dependent launch: the next kernel of the stream may be launched; what the one before has written is there.
-__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_dependencies() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Tiles in shared memory for wgmma, 128-byte swizzle; of plain arithmetic, which the compiler steps in uniform registers.
 // Rows of 128 bytes, groups of 8 rows 1024 bytes apart. The next 16 columns: + 2.

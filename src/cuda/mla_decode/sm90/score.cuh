@@ -50,7 +50,8 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
     ptx::named_barrier_sync(1, 128);  // the last request's S is done
 #pragma unroll
     for (int i = 0; i < T::kSharedTiles; ++i) {
-      const uint8_t* from = i < T::kLatentSharedTiles ? sm.latent[slot][T::kRegisterTiles + i] : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSharedTiles];
+      const uint8_t* from =
+          i < T::kLatentSharedTiles ? sm.latent[slot][T::kRegisterTiles + i] : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSharedTiles];
 #pragma unroll
       for (int b = 0; b < T::kBoxBytes; b += 128 * 16)
         *reinterpret_cast<int4*>(&sm.q[i][e * T::kBoxBytes + b + t * 16]) = *reinterpret_cast<const int4*>(from + b + t * 16);
@@ -116,8 +117,10 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
         for (int k = 0; k < T::kHalfBoxes * 4; ++k) {
           const int at = half * T::kHalfBoxes * 4 + k;
           if (at == T::kPublishAt && owing) sm.pipe.publish(n - 1);
-          if (at < T::kRegisterTiles * 4) ptx::wgmma_rs<E, 0>(s, q.latent[at], kd + box(at), at > 0);  // issue keeps pace with execution
-          else product(at - T::kRegisterTiles * 4, kd + box(at));
+          if (at < T::kRegisterTiles * 4)
+            ptx::wgmma_rs<E, 0>(s, q.latent[at], kd + box(at), at > 0);  // issue keeps pace with execution
+          else
+            product(at - T::kRegisterTiles * 4, kd + box(at));
         }
       }
       ptx::wgmma_commit();
@@ -169,11 +172,12 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
         }
         const int valid = kv_len - j * T::kN;
         if (valid < T::kN) {
-          sm.pipe.wait_s(n);                         // another warp's S still reads what is cleared
+          sm.pipe.wait_s(n);                        // another warp's S still reads what is cleared
           const int bytes = (T::kN - valid) * 128;  // whole rows, so the swizzle does not matter
 #pragma unroll 1
           for (int c = 0; c < T::kLatentBoxes; ++c)
-            for (int i = t * 16; i < bytes; i += 128 * 16) *reinterpret_cast<int4*>(&sm.latent[slot][c][valid * 128 + i]) = make_int4(0, 0, 0, 0);
+            for (int i = t * 16; i < bytes; i += 128 * 16)
+              *reinterpret_cast<int4*>(&sm.latent[slot][c][valid * 128 + i]) = make_int4(0, 0, 0, 0);
         }
       }
 
@@ -191,7 +195,8 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
           high0 = fmaxf(high0, __shfl_xor_sync(~0u, high0, 1)), high1 = fmaxf(high1, __shfl_xor_sync(~0u, high1, 1));
           high0 = fmaxf(high0, __shfl_xor_sync(~0u, high0, 2)), high1 = fmaxf(high1, __shfl_xor_sync(~0u, high1, 2));
           high0 = fmaxf(max0, high0), high1 = fmaxf(max1, high1);
-          scale0 = high0 == -INFINITY ? 1.f : ptx::exp2_approx(max0 - high0), scale1 = high1 == -INFINITY ? 1.f : ptx::exp2_approx(max1 - high1);
+          scale0 = high0 == -INFINITY ? 1.f : ptx::exp2_approx(max0 - high0),
+          scale1 = high1 == -INFINITY ? 1.f : ptx::exp2_approx(max1 - high1);
           max0 = high0, max1 = high1;
           sum0 *= scale0, sum1 *= scale1;
         }
@@ -216,7 +221,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
         const uint32_t base = ptx::shared_address(sm.rope[rope_slot][0]) + row * 128;
 #pragma unroll
         for (int i = 0; i < T::kN / 8; i += 2)
-          stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
+          ptx::stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
       }
       if ((lane & 3) == 0) sm.scale[rope_slot][row0] = scale0, sm.scale[rope_slot][row0 + 8] = scale1;
       owing = T::kPublishAt >= 0 && left > 1;

@@ -11,7 +11,8 @@ namespace {
 decltype(&cuTensorMapEncodeTiled) find_encoder() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result;
-  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result), "looking for cuTensorMapEncodeTiled");
+  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
+        "looking for cuTensorMapEncodeTiled");
   if (!found) throw Error(ATTILE_RUNTIME_ERROR, "the NVIDIA driver has no cuTensorMapEncodeTiled");
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
@@ -27,9 +28,9 @@ CUtensorMap box_map(const Matrix& m, int box_rows, bool half) {
   // what is asked for.
   const auto promotion = bytes[0] % 128 == 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_NONE;
   CUtensorMap map;
-  const CUresult result = encode(&map, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(m.base), dims,
-                                 bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, promotion,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(&map, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(m.base), dims, bytes,
+             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) throw Error(ATTILE_RUNTIME_ERROR, "cuTensorMapEncodeTiled failed with " + std::to_string(result));
   return map;
 }

@@ -10,7 +10,7 @@
 namespace attile::cuda::mla_sm90 {
 
 // How the rope part meets the keys, and how keys are loaded.
-enum class Rope { shared, heads };   // heads: a row of 16 columns for each head
+enum class Rope { shared, heads };    // heads: a row of 16 columns for each head
 enum class Keys { boxes, gathered };  // boxes by TMA: kN rows of one page; gathered: row by row, pages of any size
 
 // L up to 64 * kLatentBoxes columns, shared rope up to 64 * kRopeBoxes (rope of heads: all their columns). kStages: key blocks in shared
@@ -21,8 +21,8 @@ struct Traits {
   static constexpr int kM = 64, kN = kRope == Rope::heads ? 32 : 64, kLatentBoxes = kLatentBoxes_, kRopeBoxes = kRopeBoxes_;
   static constexpr bool kHeadRope = kRope == Rope::heads, kGathered = kKeys == Keys::gathered;
   static constexpr int kThreads = 384;
-  static constexpr int kBoxBytes = kN * 128;  // kN keys x 64 columns, 128-byte swizzle
-  static constexpr int kAccS = kN / 2;        // accumulator registers of S
+  static constexpr int kBoxBytes = kN * 128;                                    // kN keys x 64 columns, 128-byte swizzle
+  static constexpr int kAccS = kN / 2;                                          // accumulator registers of S
   static constexpr int kHalfBoxes = kLatentBoxes / 2, kOutN = kHalfBoxes * 64;  // columns of an output warpgroup
   // Q tiles of 64 columns in the score warpgroup's registers (16 each); the others in shared memory.
   static constexpr int kMaxRegisterTiles = kHeadRope ? 6 : 7;
@@ -63,9 +63,10 @@ struct alignas(1024) SharedStorage {
   uint8_t latent[T::kLatentStages][T::kLatentBoxes][T::kBoxBytes];
   uint8_t rope[T::kRopeStages][T::kRopeBoxes][T::kBoxBytes];  // P(n) takes the place of block n's rope keys, which S(n) has used
   uint8_t q[T::kSharedTiles > 0 ? T::kSharedTiles : 1][T::kM * 128];
-  float scale[T::kRopeStages][T::kM];    // exp2(old max - new max)
-  float inv_sum[T::kRopeStages][T::kM];  // written with a request's last block; as often as P, for the next request may end two entries later
-  float lse[T::kRopeStages][T::kM];      // likewise, base 2
+  float scale[T::kRopeStages][T::kM];  // exp2(old max - new max)
+  float inv_sum[T::kRopeStages]
+               [T::kM];              // written with a request's last block; as often as P, for the next request may end two entries later
+  float lse[T::kRopeStages][T::kM];  // likewise, base 2
   Pipeline<T::kLatentStages, T::kRopeStages, T::kGathered> pipe;
   Walk walk[2];                // left's and right's
   Entry entries[2][kEntries];  // block m at m % kEntries, written kAhead blocks ahead
@@ -83,9 +84,15 @@ struct Segments {
   int block_n, m_block;
 
   __device__ __forceinline__ int kv_len(int r) const { return r == part.r0 ? part.request0.kv_len : __ldg(&p.request[r].kv_len); }
-  __device__ __forceinline__ int q_len(int r) const { return !p.packed ? p.seqlen_q : r == part.r0 ? part.request0.q_len : __ldg(&p.request[r].q_len); }
-  __device__ __forceinline__ int q_first(int r) const { return !p.packed ? 0 : r == part.r0 ? part.request0.q_first : __ldg(&p.request[r].q_first); }
-  __device__ __forceinline__ int page_begin(int r) const { return r == part.r0 ? part.request0.page_begin : __ldg(&p.request[r].page_begin); }
+  __device__ __forceinline__ int q_len(int r) const {
+    return !p.packed ? p.seqlen_q : r == part.r0 ? part.request0.q_len : __ldg(&p.request[r].q_len);
+  }
+  __device__ __forceinline__ int q_first(int r) const {
+    return !p.packed ? 0 : r == part.r0 ? part.request0.q_first : __ldg(&p.request[r].q_first);
+  }
+  __device__ __forceinline__ int page_begin(int r) const {
+    return r == part.r0 ? part.request0.page_begin : __ldg(&p.request[r].page_begin);
+  }
   __device__ __forceinline__ int q_batch(int r) const { return p.packed ? 0 : r; }
   __device__ __forceinline__ int rows(int r) const { return q_len(r) * p.heads; }
 

@@ -25,15 +25,20 @@ __device__ __forceinline__ void walk_next_request(volatile Walk& w, const Segmen
   do {
     w.r = w.r + 1;
     if (w.r > seg.part.r1) {
-      w.left = 0, w.q_left = 0;
+      w.left = 0;
+      w.q_left = 0;
       return;
     }
     w.left = seg.count(w.r);
   } while (w.left <= 0);
   w.q_left = seg.q_entries(w.r);
   const int first = seg.begin(w.r) * T::kN;
-  if (T::kGathered) w.at = first;
-  else w.page_no = first / seg.p.page_size, w.at = first % seg.p.page_size;
+  if (T::kGathered) {
+    w.at = first;
+  } else {
+    w.page_no = first / seg.p.page_size;
+    w.at = first % seg.p.page_size;
+  }
 }
 
 template <class T>
@@ -46,7 +51,8 @@ template <class T>
 __device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const Segments& seg) {
   volatile Entry& e = entry;
   if (w.q_left > 0) {
-    e.page = w.r, e.at = kQ - (seg.q_entries(w.r) - w.q_left);
+    e.page = w.r;
+    e.at = kQ - (seg.q_entries(w.r) - w.q_left);
     w.q_left = w.q_left - 1;
     return;
   }
@@ -55,10 +61,15 @@ __device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const 
     return;
   }
   e.at = w.at;
-  if (T::kGathered || !seg.p.page_table) e.page = w.r;
-  else ptx::cp_async_4(ptx::shared_address(&entry.page), page_entry(seg, w.r, w.page_no), 4);
+  if (T::kGathered || !seg.p.page_table)
+    e.page = w.r;
+  else
+    ptx::cp_async_4(ptx::shared_address(&entry.page), page_entry(seg, w.r, w.page_no), 4);
   w.at = w.at + T::kN;
-  if (!T::kGathered && w.at >= seg.p.page_size) w.at = 0, w.page_no = w.page_no + 1;
+  if (!T::kGathered && w.at >= seg.p.page_size) {
+    w.at = 0;
+    w.page_no = w.page_no + 1;
+  }
   w.left = w.left - 1;
   if (w.left == 0) walk_next_request<T>(w, seg);
 }

@@ -1,0 +1,41 @@
+// In place of src/cuda/mla_decode/sm90/ptx.cuh.
+#pragma once
+
+#include "cuda/ptx/cp_async.cuh"
+#include "cuda/ptx/ldmatrix.cuh"
+#include "cuda/ptx/math.cuh"
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/tma.cuh"
+#include "cuda/ptx/wgmma.cuh"
+
+namespace attile::cuda::mla_sm90 {
+
+inline bool mbarrier_test(uint32_t bar, uint32_t parity) { return emulation::barrier_passed(bar, parity); }
+inline void mbarrier_wait(uint32_t bar, uint32_t parity) { emulation::barrier_wait(bar, parity); }
+
+inline uint64_t policy_evict_first() { return 0; }
+inline void tma_load_3d(uint32_t to, const CUtensorMap* map, uint32_t bar, uint64_t, int c0, int c1, int c2) {
+  emulation::tensor_load(to, *map, bar, {c0, c1, c2, 0});
+}
+
+inline void cp_async_16_once(uint32_t to, const void* from, int bytes) { ptx::cp_async_16(to, from, bytes); }
+// Of this order the emulation knows no more than that nothing comes later.
+inline void cp_async_arrive(uint32_t bar) {
+  ptx::cp_async_wait();
+  emulation::barrier_arrive(bar, 0);
+}
+
+inline uint32_t load_word(const void* p) { return __ldg(static_cast<const uint32_t*>(p)); }
+
+inline void wait_at_least(const int* p, int n) {
+  while (*p < n) emulation::wait_for_others();
+}
+inline void add_release(int* p, int n) {
+  *p += n;
+  emulation::made_progress();
+}
+
+inline uint64_t keys_descriptor(uint32_t address) { return ptx::descriptor(ptx::descriptor_k_major(address)); }
+inline uint64_t values_descriptor(uint32_t address, uint32_t box_bytes) { return ptx::descriptor(ptx::descriptor_mn_major(address, box_bytes)); }
+
+}  // namespace attile::cuda::mla_sm90

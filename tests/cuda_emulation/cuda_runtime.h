@@ -1,0 +1,4 @@
+// In place of CUDA's.
+#pragma once
+
+#include "cuda_runtime_api.h"
