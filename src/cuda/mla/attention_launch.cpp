@@ -57,19 +57,6 @@ MlaStrategy strategy_of(const AttentionProblem& p, const Config& config) {
   return config.strategy == MlaStrategy::none ? choose_strategy(p) : config.strategy;
 }
 
-// The first forward kernel that takes a piece; null with the last one's reason. Dropout's bits are those of the whole problem, which only
-// the generic kernels know of.
-const Kernel* find_kernel(const AttentionProblem& inner, const Config& config, std::string& why) {
-  for (const Kernel& kernel : inner.has(kDropout) ? generic_forward_kernels() : forward_kernels()) {
-    if (!kernel.available() || (inner.options & ~kernel.honours) != 0) continue;
-    why = kernel.why_not(inner, config);
-    if (why.empty()) return &kernel;
-  }
-  return nullptr;
-}
-
-Config blocks_of(const Config& config) { return {config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none}; }
-
 // f(piece, its arrays, the attention that is left). workspace: null while planning, when only sizes and alignment count.
 template <class F>
 void each_piece(const AttentionProblem& p, MlaStrategy strategy, char* workspace, F f) {
@@ -81,35 +68,49 @@ void each_piece(const AttentionProblem& p, MlaStrategy strategy, char* workspace
   });
 }
 
+// The first forward kernel that takes every piece; null with the last one's reason. A kernel that is right for the first piece is right for
+// smaller ones: named, it does not refuse them for their size. Dropout's bits are those of the whole problem, which only the generic kernels
+// know of.
+const Kernel* find_kernel(const AttentionProblem& p, MlaStrategy strategy, const Config& config, std::string& why) {
+  why = "no forward kernel takes its options";
+  for (const Kernel& kernel : p.has(kDropout) ? generic_forward_kernels() : forward_kernels()) {
+    if (!kernel.available() || (p.options & ~uint64_t{kLatents} & ~kernel.honours) != 0) continue;
+    Config own{config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none};
+    std::string refused;
+    each_piece(p, strategy, nullptr, [&](const Piece&, const Stored&, const AttentionProblem& inner, bool) {
+      if (refused.empty()) refused = kernel.why_not(inner, own);
+      own.kernel = kernel.name;
+    });
+    if (refused.empty()) return &kernel;
+    why = refused;
+  }
+  return nullptr;
+}
+
 // ---- the table's row ----
 
 std::string why_not(const AttentionProblem& p, const Config& config) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16 && p.dtype != DType::f32)
     return std::string("takes float32, float16 and bfloat16 only: got ") + info(p.dtype).name;
   if (std::string missing = lacks(p.device_id, 8, 0); !missing.empty()) return missing;
-  std::string refused;
-  each_piece(p, strategy_of(p, config), nullptr, [&](const Piece&, const Stored&, const AttentionProblem& inner, bool) {
-    std::string why = "no forward kernel is here";
-    if (!find_kernel(inner, blocks_of(config), why)) refused = why;
-  });
-  return refused;
+  std::string why;
+  return find_kernel(p, strategy_of(p, config), config, why) ? "" : why;
 }
 
-// The splits of the first piece, which is no smaller than others, are those of all.
+// The splits of the first piece, which is no smaller than others, are those of all. Its blocks name the kernel to run().
 Plan plan(const AttentionProblem& p, const Config& config, int threads) {
   Plan all;
   all.strategy = strategy_of(p, config);
-  Config blocks = blocks_of(config);
-  bool first = true;
+  std::string why;
+  const Kernel* kernel = find_kernel(p, all.strategy, config, why);
+  Config own{config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none};
   each_piece(p, all.strategy, nullptr, [&](const Piece&, const Stored& stored, const AttentionProblem& inner, bool) {
-    std::string why;
-    const Plan own = find_kernel(inner, blocks, why)->plan(inner, blocks, threads);
-    if (first) {
-      all.block_q = own.block_q, all.block_k = own.block_k, all.workers = own.workers;
-      all.num_splits = blocks.num_splits = own.num_splits;
+    const Plan part = kernel->plan(inner, own, threads);
+    if (all.block_q == 0) {
+      all.block_q = part.block_q, all.block_k = part.block_k, all.workers = part.workers;
+      all.num_splits = own.num_splits = part.num_splits;
     }
-    first = false;
-    all.workspace_bytes = std::max(all.workspace_bytes, stored.bytes + own.workspace_bytes);
+    all.workspace_bytes = std::max(all.workspace_bytes, stored.bytes + part.workspace_bytes);
   });
   return all;
 }
@@ -186,8 +187,9 @@ void absorb_queries(const AttentionProblem& p, const Piece& piece, const Stored&
 }
 
 void run(const AttentionProblem& p, const Plan& plan, void* workspace, const Execution& execution) {
-  Config config;
-  config.num_splits = plan.num_splits;
+  const Config config{plan.block_q, plan.block_k, plan.num_splits, {}, MlaStrategy::none};
+  std::string why;
+  const Kernel* kernel = find_kernel(p, plan.strategy, config, why);
   each_piece(p, plan.strategy, static_cast<char*>(workspace),
              [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences) {
                if (plan.strategy == MlaStrategy::rebuild) {
@@ -195,8 +197,6 @@ void run(const AttentionProblem& p, const Plan& plan, void* workspace, const Exe
                } else {
                  absorb_queries(p, piece, stored, inner, new_sequences, execution.stream);
                }
-               std::string why;
-               const Kernel* kernel = find_kernel(inner, config, why);
                kernel->run(inner, kernel->plan(inner, config, 1), static_cast<char*>(workspace) + stored.bytes, execution);
                if (plan.strategy == MlaStrategy::absorb)
                  project(inner, stored.out, {{p.latents.w_vc, part_of(p.out, piece, piece.head, piece.heads)}}, piece.head, p.group, false,
