@@ -208,7 +208,8 @@ std::string why_not(const AttentionProblem& p, const Config& config) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16 && p.dtype != DType::f8e4m3)
     return std::string("takes float16, bfloat16 and float8_e4m3 only: got ") + info(p.dtype).name;
   if (std::string why = device_objection(p.device_id); !why.empty()) return why;
-  if (p.head_dim > 256 || p.head_dim_v > 256) return "takes head dims of at most 256: got " + std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);
+  if (p.head_dim > 256 || p.head_dim_v > 256)
+    return "takes head dims of at most 256: got " + std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);
   if (!(p.softmax_scale > 0)) return "takes a positive softmax_scale only";
   if (std::string why = float8_objection(p); !why.empty()) return why;
   const Instance& i = *find_instance(p);
@@ -358,7 +359,8 @@ void run(const AttentionProblem& p, const Plan&, void* workspace, const Executio
     if (!plain_sinks(p.sinks)) {
       float* const sums = reinterpret_cast<float*>(part(w.sinks));
       const int64_t size = bytes_of(p.sinks.dtype);
-      sum_sinks({p.sinks.data, p.sinks.stride[2] * size, p.sinks.stride[3] * size, p.sinks.dtype, static_cast<int>(p.sinks.shape[3])}, f.order.heads, sums, stream);
+      sum_sinks({p.sinks.data, p.sinks.stride[2] * size, p.sinks.stride[3] * size, p.sinks.dtype, static_cast<int>(p.sinks.shape[3])}, f.order.heads,
+                sums, stream);
       f.sinks = sums, f.sink_step = 1;
     }
   }

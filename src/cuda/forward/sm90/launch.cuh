@@ -21,7 +21,9 @@ void launch(const Params& p, int blocks, void* stream) {
 template <class Element, int D, int Dv, Kind kKind, Length kLength = Length::kMiddle>
 constexpr Instance instance_of() {
   using T = Traits<Element, D, Dv, kKind, kLength>;
-  constexpr int kToKeys = kLength == Length::kShort ? kShortTo : kLength == Length::kMiddle && kKind == Kind::kCausal && (D == 96 || D == 128) ? kLongFrom - 1 : INT_MAX;
+  // There is an instance for long rows too.
+  constexpr bool kLongToo = kKind == Kind::kCausal && (D == 96 || D == 128) && Element::kBytes == 2;
+  constexpr int kToKeys = kLength == Length::kShort ? kShortTo : kLength == Length::kMiddle && kLongToo ? kLongFrom - 1 : INT_MAX;
   return {kKind, kToKeys, D, Dv, T::kTileM, T::kTileN, T::kBiasColumns, T::kDynamic, sizeof(SharedStorage<T>), launch<T>};
 }
 

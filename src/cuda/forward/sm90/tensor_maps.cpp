@@ -21,7 +21,8 @@ auto encoder() {
 }
 
 CUtensorMapDataType type_of(DType t) {
-  return t == DType::f8e4m3 || t == DType::u8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : t == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  if (t == DType::f8e4m3) return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  return t == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
 // bytes: the steps of all dimensions but the first.
