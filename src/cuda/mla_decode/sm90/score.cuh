@@ -116,7 +116,11 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
 #pragma unroll
         for (int k = 0; k < T::kHalfBoxes * 4; ++k) {
           const int at = half * T::kHalfBoxes * 4 + k;
-          if (at == T::kPublishAt && owing) sm.pipe.publish(n - 1);
+          if (at == T::kPublishAt) {
+            if (owing) sm.pipe.publish(n - 1);
+            __syncwarp();
+            ptx::wgmma_fence();
+          }
           if (at < T::kRegisterTiles * 4)
             ptx::wgmma_rs<E, 0>(s, q.latent[at], kd + box(at), at > 0);  // issue keeps pace with execution
           else
