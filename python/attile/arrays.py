@@ -189,7 +189,21 @@ class Torch(ArrayLibrary):
         return sys.modules["torch"].cuda.current_stream(device).cuda_stream
 
 
-def with_64_bit(jax, wanted):
+def with_64_bit(jax: Any, wanted: bool) -> contextlib.AbstractContextManager:
+    """Context in which JAX makes arrays of 64 bits.
+
+    Parameters
+    ----------
+    jax : module
+        The imported package.
+    wanted : bool
+        False: JAX stays as it is.
+
+    Returns
+    -------
+    context manager
+        Enters the mode and leaves it again.
+    """
     # jax.enable_x64 is a context since jax 0.8.
     if not wanted or jax.config.jax_enable_x64:
         return contextlib.nullcontext()
