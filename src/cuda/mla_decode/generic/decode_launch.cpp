@@ -108,10 +108,14 @@ int64_t places_of(const AttentionProblem& p, const Choice& c) {
 // The fewest that come close to the shortest time, counted in the time of a whole sequence: rounds of blocks, each a share of the keys
 // and the start of a block. A split has at least four tiles of what the longest sequence may have.
 int64_t choose_splits(const MlaDecodeProblem& p, const Choice& c, const Grid& g) {
-  const int64_t tiles = ceil_div(p.k_seqs.longest, c.instance->tile_n);
-  // Packed: the tiles that equal lengths would need; the rest have no rows.
-  const int64_t units = p.q_seqs.packed ? std::max<int64_t>(1, std::min(g.units, p.batch * ceil_div(p.q_seqs.rows * p.group, std::max<int64_t>(1, p.batch) * c.instance->tile_m))) : std::max<int64_t>(1, g.units);
   constexpr double kStart = 6;  // in tiles
+  const int64_t batch = std::max<int64_t>(1, p.batch);
+  // Of pages in one list the sum is known, of packed queries too: sequences are taken for twice the mean, and for equal in queries, as the
+  // blocks beyond have no rows.
+  const int64_t longest = p.page_begin ? std::min(p.k_seqs.longest, 2 * p.page_table.shape[3] * p.page_size() / batch + 1) : p.k_seqs.longest;
+  const int64_t tiles = ceil_div(longest, c.instance->tile_n);
+  const int64_t equal = p.batch * ceil_div(p.q_seqs.rows * p.group, batch * c.instance->tile_m);
+  const int64_t units = std::max<int64_t>(1, p.q_seqs.packed ? std::min(g.units, equal) : g.units);
   int64_t best = 1;
   double least = 0;
   for (int64_t splits = 1; splits <= std::clamp<int64_t>(tiles / 4, 1, kMaxSplits); ++splits) {
