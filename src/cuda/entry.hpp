@@ -66,7 +66,8 @@ struct CudaLibrary {
 // Of the structs that cross: a library of another build has another number, or is of another version.
 inline constexpr uint64_t kCudaVersion = ATTILE_VERSION_MAJOR * 10000 + ATTILE_VERSION_MINOR * 100 + ATTILE_VERSION_PATCH;
 inline constexpr uint64_t kCudaInterface =
-    (kCudaVersion << 40) + ((sizeof(AttentionProblem) + sizeof(MlaDecodeProblem) + sizeof(BackwardProblem)) << 24) + (sizeof(Kernel) << 16) + (sizeof(Plan) << 8) + sizeof(CudaLibrary);
+    (kCudaVersion << 40) + ((sizeof(AttentionProblem) + sizeof(MlaDecodeProblem) + sizeof(BackwardProblem)) << 24) + (sizeof(Kernel) << 16) +
+    (sizeof(Plan) << 8) + sizeof(CudaLibrary);
 
 using CudaEntry = const CudaLibrary* (*)(uint64_t interface, const CudaHost* host);
 inline constexpr const char* kCudaEntryName = "attile_cuda_entry";

@@ -110,7 +110,8 @@ void copy_mla_plan(MlaDecodePlan& plan, int32_t device_id, void* memory, void* s
   const CudaLibrary& cuda = cuda_library(kName, device_id);
   on_cuda_device(cuda, kName, device_id, [&] {
     if (cuda.is_capturing(stream))
-      value_error(kName, "plan must be on the device while a graph is captured", "index arrays on the device, in buffers that stay", "a plan of host arrays");
+      value_error(kName, "plan must be on the device while a graph is captured", "index arrays on the device, in buffers that stay",
+                  "a plan of host arrays");
     cuda.copy_to_device(memory, plan.storage.data(), plan.storage.size() * sizeof(int64_t), stream);
   });
   plan.copies = indices_in(plan, static_cast<const char*>(memory), true);

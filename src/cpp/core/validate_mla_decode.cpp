@@ -282,7 +282,8 @@ struct PlanValidator {
     if (plan.dtype == DType::none || !is_floating(plan.dtype) || plan.dtype == DType::f8e4m3)
       type_error(f, "q_data_type is unsupported", "float64, float32, float16 or bfloat16", name_of(p.q_dtype));
     const DType kv = dtype_of(p.kv_dtype);
-    if (kv == DType::f8e4m3) throw Error(ATTILE_NOT_IMPLEMENTED, std::string(f) + ": kv_data_type float8_e4m3 is for mla_decode, which takes its scale");
+    if (kv == DType::f8e4m3)
+      throw Error(ATTILE_NOT_IMPLEMENTED, std::string(f) + ": kv_data_type float8_e4m3 is for mla_decode, which takes its scale");
     if (kv != plan.dtype) type_error(f, "kv_data_type must equal q_data_type", info(plan.dtype).name, name_of(p.kv_dtype));
   }
 

@@ -11,7 +11,8 @@ template <class Traits>
 void launch_decode(const DecodeParams& p, int64_t blocks, void* stream) {
   static_assert(sizeof(DecodeParams) <= 4096);
   if (p.layout.bytes > 48 << 10)
-    check(cudaFuncSetAttribute(mla_decode_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, p.layout.bytes), "preparing mla_decode_generic");
+    check(cudaFuncSetAttribute(mla_decode_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, p.layout.bytes),
+          "preparing mla_decode_generic");
   mla_decode_kernel<Traits><<<static_cast<unsigned>(blocks), Traits::kThreads, p.layout.bytes, static_cast<cudaStream_t>(stream)>>>(p);
   check_launch("launching mla_decode_generic");
 }
