@@ -90,6 +90,15 @@ def test_scale(scale):
     close(judged(query, key, value, softmax_scale=scale)[0], combine(weights(query, key, float(scale)), value))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-40, 1e-300])
+def test_scales_too_small_to_matter(scale):
+    """Below float32's least number too: what is masked stays so."""
+    query, key, value = problem()
+    out = flash_attention(query, key, value, softmax_scale=scale, causal=True)
+    np.testing.assert_array_equal(out, flash_attention(query, key, value, softmax_scale=0, causal=True))
+    assert np.isfinite(out).all()
+
+
 def test_bias_is_added_after_the_scale_and_before_the_cap():
     query, key, value = np.ones((1, 1, 1, 1), np.float32), np.array([0.5, 2], np.float32).reshape(1, 2, 1, 1), np.array([0, 1], np.float32).reshape(1, 2, 1, 1)
     s = 2 * np.tanh((3 * np.array([0.5, 2]) + np.array([1, -4])) / 2)

@@ -12,9 +12,11 @@
 
 namespace attile::ATTILE_ISA {
 
-// Whether scores are finished in natural units before the softmax; if not, softmax_scale is left to the softmax.
+// Whether scores are finished in natural units before the softmax; if not, softmax_scale is left to the softmax, where it meets -inf:
+// what is flushed to 0 there would make a NaN of it.
 inline bool scores_are_natural(const Unit& u) {
-  return u.bias_dtype != DType::none || u.softcap != 0 || u.logits_dtype != DType::none || !(u.softmax_scale > 0);
+  constexpr double kLeastScale = 0x1p-100;
+  return u.bias_dtype != DType::none || u.softcap != 0 || u.logits_dtype != DType::none || !(u.softmax_scale > kLeastScale);
 }
 
 // Applies f to every vector of the tile.
