@@ -89,13 +89,18 @@ __device__ __forceinline__ void store_number(const Elementwise& x, char* at, flo
   }
 }
 
+// By cases: the table of dtypes is the host's alone.
 __device__ __forceinline__ bool read_mask(const Elementwise& x, const char* at) {
-  switch (size_of(x.dtype)) {
-    case 1:
+  switch (x.dtype) {
+    case DType::boolean:
+    case DType::i8:
+    case DType::u8:
       return *at != 0;
-    case 2:
+    case DType::i16:
+    case DType::u16:
       return load_unaligned<uint16_t>(at) != 0;
-    case 4:
+    case DType::i32:
+    case DType::u32:
       return load_unaligned<uint32_t>(at) != 0;
     default:
       return load_unaligned<uint64_t>(at) != 0;
