@@ -217,6 +217,17 @@ py::tuple shape_of(const attile_tensor& t) {
   return shape;
 }
 
+attile_tensor bytes_beside(const Borrowed& array, size_t count) {
+  attile_tensor spec{};
+  spec.dtype = {1, 8, 1};
+  spec.device_type = array.tensor.device_type;
+  spec.device_id = array.tensor.device_id;
+  spec.rank = 1;
+  spec.shape[0] = static_cast<int64_t>(count);
+  spec.strides[0] = 1;
+  return spec;
+}
+
 namespace {
 
 // By the exchange table: allocated and wrapped by the library, without a Python call.

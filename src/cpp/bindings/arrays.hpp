@@ -80,6 +80,7 @@ class Call {
 
 const char* dtype_name(attile_dtype t);  // of a result
 py::tuple shape_of(const attile_tensor& t);
+attile_tensor bytes_beside(const Borrowed& array, size_t count);  // to be allocated on its device
 
 // The stream of the array's library that is current for the array's device; null on the CPU.
 void* current_stream(const Borrowed& array);

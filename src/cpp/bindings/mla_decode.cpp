@@ -242,13 +242,7 @@ void bring_to_device(PlanOfBatch& plan, const Call& call) {
   if (bytes == 0) return;
   void* stream = current_stream(q);
   if (plan.memory && plan.device == q.tensor.device_id && plan.stream == stream) return;
-  attile_tensor spec{};
-  spec.dtype = {1, 8, 1};
-  spec.device_type = q.tensor.device_type;
-  spec.device_id = q.tensor.device_id;
-  spec.rank = 1;
-  spec.shape[0] = static_cast<int64_t>(bytes);
-  spec.strides[0] = 1;
+  attile_tensor spec = bytes_beside(q, bytes);
   Result memory(spec, q, kRun);
   check(attile_mla_plan_to_device(plan.plan, spec.device_id, spec.data, stream));
   plan.memory = memory.finish();

@@ -23,12 +23,7 @@ void compute(attile_op* op, const Call& call, void* stream, void* workspace) {
   std::optional<Result> scratch;
   attile_tensor spec{};
   if (const size_t bytes = on_cpu || workspace ? 0 : attile_op_workspace_bytes(op)) {
-    spec.dtype = {1, 8, 1};
-    spec.device_type = first.tensor.device_type;
-    spec.device_id = first.tensor.device_id;
-    spec.rank = 1;
-    spec.shape[0] = static_cast<int64_t>(bytes);
-    spec.strides[0] = 1;
+    spec = bytes_beside(first, bytes);
     scratch.emplace(spec, first, call.function());
     workspace = spec.data;
   }

@@ -28,22 +28,6 @@ inline __attribute__((always_inline)) void dots_4x1(const char* const (&a)[4], c
   between();
 }
 
-// One A tile by four B tiles of 1 KB, one after another: C 0 to 3, A 7, B 4, 5, 6.
-template <class Between>
-inline __attribute__((always_inline)) void dots_1x4(const char* a, const char* b, Between between) {
-  tile_load<7>(a);
-  tile_load<4>(b);
-  tile_dot_bf16<0, 7, 4>();
-  tile_load<5>(b + kTileBytes);
-  tile_dot_bf16<1, 7, 5>();
-  between();
-  tile_load<6>(b + 2 * kTileBytes);
-  tile_dot_bf16<2, 7, 6>();
-  tile_load<4>(b + 3 * kTileBytes);
-  tile_dot_bf16<3, 7, 4>();
-  between();
-}
-
 // One A tile by two B tiles, one after another: C 0 and 1, A 7, B 4 and 5.
 template <class Between>
 inline __attribute__((always_inline)) void dots_1x2(const char* a, const char* b, Between between) {
@@ -52,6 +36,17 @@ inline __attribute__((always_inline)) void dots_1x2(const char* a, const char* b
   tile_dot_bf16<0, 7, 4>();
   tile_load<5>(b + kTileBytes);
   tile_dot_bf16<1, 7, 5>();
+  between();
+}
+
+// One A tile by four B tiles of 1 KB, one after another: C 0 to 3, A 7, B 4, 5, 6.
+template <class Between>
+inline __attribute__((always_inline)) void dots_1x4(const char* a, const char* b, Between between) {
+  dots_1x2(a, b, between);
+  tile_load<6>(b + 2 * kTileBytes);
+  tile_dot_bf16<2, 7, 6>();
+  tile_load<4>(b + 3 * kTileBytes);
+  tile_dot_bf16<3, 7, 4>();
   between();
 }
 
