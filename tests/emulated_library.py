@@ -18,7 +18,7 @@ def build(library, folder, changes=None):
     """Write `library`; `folder` is for what is between. changes: {file below src/cuda: (text, what is there instead)}."""
     changes = dict(changes or {})
     sources = list((ROOT / "src/cuda").rglob("*.*"))
-    units = [EMULATION / "emulation.cpp", EMULATION / "kernels.cpp"]
+    units = [EMULATION / f"{name}.cpp" for name in ("emulation", "products", "runtime", "kernels")]
     for path in sources:
         name = path.relative_to(ROOT / "src/cuda")
         text = path.read_text()

@@ -15,6 +15,7 @@
 #endif
 
 #include "cuda_runtime_api.h"
+#include "products.hpp"
 
 Index3 threadIdx, blockIdx, gridDim;
 
@@ -90,7 +91,6 @@ void prepare(Context& context, char* stack, size_t bytes, void (*entry)()) {
 #endif
 
 constexpr size_t kStackBytes = 256 << 10;
-constexpr int kMostThreads = 512;
 
 struct Copy {
   uint32_t to;
@@ -116,13 +116,6 @@ struct NamedBarrier {
   unsigned generation;
 };
 
-struct Queued {
-  Product product;
-  float* d[kWarp];
-  float a[16][32];
-  int batch;
-};
-
 struct Fiber {
   Context context;
   std::unique_ptr<char[]> stack;
@@ -141,11 +134,6 @@ struct Warp {
 
 std::map<uint32_t, Barrier> barriers;
 NamedBarrier named[16];
-struct Products {
-  std::vector<Queued> queue;
-  int batch = 0;  // of the next product
-};
-Products products[kMostThreads / kWarp];
 
 Fiber fibers[kMostThreads];
 Warp warps[kMostThreads / kWarp];
@@ -468,113 +456,6 @@ void wait_for_stores() {
   own_fiber().stores.clear();
 }
 
-// ---- products of a warpgroup ----
-
-float from_e4m3(uint8_t x) {
-  const int exponent = x >> 3 & 15, fraction = x & 7;
-  const float size = exponent == 15 && fraction == 7 ? NAN : exponent ? ldexpf(1 + fraction / 8.f, exponent - 7) : ldexpf(fraction / 8.f, -6);
-  return x & 0x80 ? -size : size;
-}
-
-uint8_t to_e4m3(float x) {
-  const uint8_t sign = signbit(x) ? 0x80 : 0;
-  if (isnan(x)) return sign | 0x7f;
-  const float size = min(fabsf(x), 448.f);
-  int exponent;
-  (void)frexpf(size, &exponent);  // size < 2^exponent
-  exponent = max(exponent - 1, -6);
-  const int steps = static_cast<int>(nearbyintf(ldexpf(size, 3 - exponent)));  // of 2^(exponent - 3); may be 16
-  return static_cast<uint8_t>(sign | (steps < 8 ? steps : ((exponent + 7) << 3) + steps - 8));
-}
-
-namespace {
-
-float element(Type type, const char* at) {
-  if (type == Type::e4m3) return from_e4m3(static_cast<uint8_t>(*at));
-  uint16_t x;
-  memcpy(&x, at, 2);
-  return type == Type::bf16 ? __uint_as_float(static_cast<uint32_t>(x) << 16) : static_cast<float>(bits<_Float16>(x));
-}
-
-int depth_of(Type type) { return type == Type::e4m3 ? 32 : 16; }
-uint32_t size_of(Type type) { return type == Type::e4m3 ? 1 : 2; }
-
-// Element (row, k) of an operand that a descriptor tells of.
-float operand(Type type, uint64_t descriptor, bool k_major, int row, int k) {
-  const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
-  const uint32_t size = size_of(type), r = static_cast<uint32_t>(row), c = static_cast<uint32_t>(k);
-  const uint32_t at = k_major ? field(0) + r / 8 * field(32) + r % 8 * 128 + c * size
-                              : field(0) + r / 64 * field(16) + c / 8 * field(32) + c % 8 * 128 + r % 64 * size;
-  return element(type, shared_at(at ^ (at >> 7 & 7) << 4, size));
-}
-
-const Product* coming;
-
-void enqueue(Lanes& lanes) {
-  Products& all = products[threadIdx.x / kWarp];
-  Queued& q = all.queue.emplace_back();
-  q.product = *coming;
-  q.batch = all.batch;
-  for (int l = 0; l < kWarp; ++l) {
-    const uint64_t d = lanes[l].x[4] | static_cast<uint64_t>(lanes[l].x[5]) << 32;
-    q.d[l] = reinterpret_cast<float*>(d);
-    if (q.product.a_in_shared) continue;
-    const int each = 4 / static_cast<int>(size_of(q.product.type));
-    for (int j = 0; j < 4; ++j)
-      for (int e = 0; e < each; ++e) {
-        char word[4];
-        memcpy(word, &lanes[l].x[j], 4);
-        q.a[j % 2 * 8 + l / 4][j / 2 * 4 * each + l % 4 * each + e] = element(q.product.type, word + e * static_cast<int>(size_of(q.product.type)));
-      }
-  }
-}
-
-void work_out(Queued& q) {
-  const Product& p = q.product;
-  const int depth = depth_of(p.type), first = static_cast<int>(threadIdx.x / kWarp % 4) * 16;
-  if (p.a_in_shared)
-    for (int row = 0; row < 16; ++row)
-      for (int k = 0; k < depth; ++k) q.a[row][k] = operand(p.type, p.a, true, first + row, k);
-  static float b[32][256];
-  for (int n = 0; n < p.columns; ++n)
-    for (int k = 0; k < depth; ++k) b[k][n] = operand(p.type, p.b, !p.transpose_b, n, k);
-  for (int row = 0; row < 16; ++row) {
-    float sum[256] = {};
-    for (int k = 0; k < depth; ++k)
-      for (int n = 0; n < p.columns; ++n) sum[n] += q.a[row][k] * b[k][n];
-    for (int n = 0; n < p.columns; ++n) {
-      float& d = q.d[row % 8 * 4 + n % 8 / 2][n / 8 * 4 + row / 8 * 2 + n % 2];
-      d = (p.accumulate ? d : 0) + sum[n];
-    }
-  }
-}
-
-}  // namespace
-
-void product(const Product& p, float* d, const uint32_t* a) {
-  Lane lane{};
-  if (a) memcpy(lane.x, a, 16);
-  const uint64_t address = reinterpret_cast<uint64_t>(d);
-  lane.x[4] = static_cast<uint32_t>(address), lane.x[5] = static_cast<uint32_t>(address >> 32);
-  coming = &p;
-  (void)together(lane, enqueue);
-}
-
-void products_commit() {
-  (void)together({}, [](Lanes&) { ++products[threadIdx.x / kWarp].batch; });
-}
-
-void products_wait(int pending) {
-  Lane lane{};
-  lane.x[0] = static_cast<uint32_t>(pending);
-  (void)together(lane, [](Lanes& lanes) {
-    Products& all = products[threadIdx.x / kWarp];
-    size_t done = 0;
-    while (done < all.queue.size() && all.queue[done].batch < all.batch - static_cast<int>(lanes[0].x[0])) work_out(all.queue[done++]);
-    all.queue.erase(all.queue.begin(), all.queue.begin() + static_cast<std::ptrdiff_t>(done));
-  });
-}
-
 }  // namespace emulation
 
 void __syncthreads() {
@@ -606,59 +487,4 @@ int __syncthreads_or(int x) {
   any |= x != 0;
   __syncthreads();
   return any;
-}
-
-// ---- the runtime ----
-
-cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t) { return "an error of the emulation"; }
-const char* cudaGetErrorName(cudaError_t) { return "cudaErrorEmulated"; }
-
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  memset(to, value, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {"emulated", size_t{1} << 34};
-  return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  constexpr int kMajor = 9, kMinor = 0, kMultiprocessors = 3, kL2Bytes = 50 << 20;  // few: persistent blocks have several tiles
-  constexpr int kValues[] = {kMajor, kMinor, kMultiprocessors, emulation::kSharedBytes, kL2Bytes};
-  *value = kValues[which];
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** found, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* result) {
-  *result = cudaDriverEntryPointSuccess;
-  *found = strcmp(symbol, "cuTensorMapEncodeTiled") == 0 ? reinterpret_cast<void*>(cuTensorMapEncodeTiled) : nullptr;
-  return cudaSuccess;
-}
-
-CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* dims, const cuuint64_t* steps,
-                                const cuuint32_t* box, const cuuint32_t* element_steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
-                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  const uint32_t size = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
-  bool good = (rank == 3 || rank == 4) && reinterpret_cast<uintptr_t>(base) % 16 == 0 && box[2] == 1 && (rank == 3 || box[3] == 1);
-  good &= box[0] * size == (swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 128u : 64u) && box[1] <= 256;
-  *map = {static_cast<char*>(base), {}, {size, steps[0], steps[1], rank == 4 ? steps[2] : 16}, {box[0], box[1]}, size, swizzle};
-  map->dims[3] = 1;
-  for (int d = 0; d < static_cast<int>(rank); ++d) {
-    good &= dims[d] >= 1 && dims[d] <= uint64_t{1} << 32 && element_steps[d] == 1 && (d == 0 || (map->steps[d] % 16 == 0 && map->steps[d] < uint64_t{1} << 40));
-    map->dims[d] = dims[d];
-  }
-  return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

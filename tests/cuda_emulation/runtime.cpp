@@ -1,0 +1,55 @@
+// The functions of the CUDA runtime and driver that src/cuda calls: one GPU, whose memory is the host's.
+#include "cuda_runtime_api.h"
+
+cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t) { return "an error of the emulation"; }
+const char* cudaGetErrorName(cudaError_t) { return "cudaErrorEmulated"; }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  memset(to, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {"emulated", size_t{1} << 34};
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  constexpr int kMajor = 9, kMinor = 0, kMultiprocessors = 3, kL2Bytes = 50 << 20;  // few: persistent blocks have several tiles
+  constexpr int kValues[] = {kMajor, kMinor, kMultiprocessors, emulation::kSharedBytes, kL2Bytes};
+  *value = kValues[which];
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** found, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* result) {
+  *result = cudaDriverEntryPointSuccess;
+  *found = strcmp(symbol, "cuTensorMapEncodeTiled") == 0 ? reinterpret_cast<void*>(cuTensorMapEncodeTiled) : nullptr;
+  return cudaSuccess;
+}
+
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* dims, const cuuint64_t* steps,
+                                const cuuint32_t* box, const cuuint32_t* element_steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  const uint32_t size = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
+  bool good = (rank == 3 || rank == 4) && reinterpret_cast<uintptr_t>(base) % 16 == 0 && box[2] == 1 && (rank == 3 || box[3] == 1);
+  good &= box[0] * size == (swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 128u : 64u) && box[1] <= 256;
+  *map = {static_cast<char*>(base), {}, {size, steps[0], steps[1], rank == 4 ? steps[2] : 16}, {box[0], box[1]}, size, swizzle};
+  map->dims[3] = 1;
+  for (int d = 0; d < static_cast<int>(rank); ++d) {
+    good &= dims[d] >= 1 && dims[d] <= uint64_t{1} << 32 && element_steps[d] == 1 && (d == 0 || (map->steps[d] % 16 == 0 && map->steps[d] < uint64_t{1} << 40));
+    map->dims[d] = dims[d];
+  }
+  return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
