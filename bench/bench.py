@@ -35,7 +35,6 @@ import rivals
 import rivals_mla
 import rivals_onnx
 import rivals_vllm
-import roofline
 import timing
 from suites import GPU_SUITES, SUITES
 

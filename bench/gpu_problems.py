@@ -14,6 +14,7 @@ import tolerance
 from cases import Case, numpy_dtype, to_numpy
 from mla_cases import MlaCase
 from problems import Contender, Problem
+from problems_mla import Latent
 
 import attile
 
@@ -227,23 +228,12 @@ class GpuCached(OnGpu):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuLatentDecode(OnGpu):
+class GpuLatentDecode(OnGpu, Latent):
     """mla_decode over pages, ckv and kpe being views of one cache, or over two dense arrays; `float8`: two paged arrays, ckv in e4m3."""
 
     case: MlaCase
     float8: bool = False
     function = "mla_decode"
-
-    @property
-    def dtype(self):
-        return self.case.dtype
-
-    @property
-    def config(self):
-        return attile.FlashMLAConfig(kernel=self.kernel) if self.kernel else None
-
-    def flops(self):
-        return self.case.flops()
 
     def bytes(self):
         return self.case.bytes() - (sum(self.case.lengths()) * self.case.latent if self.float8 else 0)

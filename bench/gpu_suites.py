@@ -49,8 +49,15 @@ def decode_suite():
     """One new position of each sequence against its cache."""
     for batch, seqlen, heads_q, heads_k in ((64, 8192, 64, 8), (64, 1024, 64, 8), (1, 32768, 64, 8), (64, 4096, 32, 32)):
         case = Case(
-            **{"id": "", "batch": batch, "seqlen_q": 1, "seqlen_k": seqlen, "heads_q": heads_q, "heads_k": heads_k},
-            **{"head_dim": 128, "head_dim_v": 128, "dtype": "bfloat16"},
+            id="",
+            batch=batch,
+            seqlen_q=1,
+            seqlen_k=seqlen,
+            heads_q=heads_q,
+            heads_k=heads_k,
+            head_dim=128,
+            head_dim_v=128,
+            dtype="bfloat16",
         )
         name = f"bf16-b{batch}-h{heads_q}/{heads_k}-d128-s{seqlen}"
         yield GpuCached(id=name, case=case, bound="bytes", rivals=("cudnn", "fa2", "fa3", "vllm-fa3"))
