@@ -158,7 +158,9 @@ inline void decode_panel(const MlaDecodeUnit& m, const DecodeScratch<T>& layout,
     pair_probabilities<T, N>(tile.scores, count);
     decode_values<T, N>(tile.v, kChunk, layout.v_row, chunks, tile.scores, (count + 1) / 2, alpha, state.out, between);
   } else if (spaced) {
-    decode_values<T, N>(spaced->ckv, kChunk, spaced->ckv_stride, chunks, tile.scores, count, alpha, state.out, between);
+    // With two vectors of rows a line that comes serves twice as many multiply-adds.
+    constexpr int kAhead = N == 1 ? kRowsAhead : 0;
+    decode_values<T, N, kAhead>(spaced->ckv, kChunk, spaced->ckv_stride, chunks, tile.scores, count, alpha, state.out, between);
   } else {
     decode_values<T, N>(tile.k, layout.k_rows * kChunk, kChunk, chunks, tile.scores, count, alpha, state.out, between);
   }

@@ -5,7 +5,8 @@
 //
 // K and V lie in chunks of 16 columns, a row of a chunk being one cache line. Blocks of values divide a chunk, so that V may be K itself.
 // With one vector of rows, a block is twice as tall: 25 loads for 24 multiply-adds in scores with AVX-512, 17 for 16 in values.
-// A cache that already has the accumulator's type and lies at one stride is not copied: 24 rows are eight pointers and a stride.
+// A cache that already has the accumulator's type and lies at one stride is not copied: 24 rows are eight pointers and a stride. Its values
+// are a line of a row after another, further apart than the prefetchers of L1 follow, so they are asked for some rows ahead.
 // `between` is called with the multiply-adds done since, every 16 steps: memory can be asked for at an even pace.
 #pragma once
 
@@ -116,8 +117,10 @@ inline void decode_spaced_scores(SpacedKeys<T> k, int64_t keys, const T* q, T* s
   if constexpr (M > kBlockStep) decode_spaced_scores<T, N, M - kBlockStep>(k, keys, q, s, between);
 }
 
-// `chunks` of V, chunk_stride elements apart, their rows row_stride apart.
-template <class T, int N, class Between>
+inline constexpr int kRowsAhead = 8;
+
+// `chunks` of V, chunk_stride elements apart, their rows row_stride apart. kAhead: how many rows ahead L1 is asked for; 0: not at all.
+template <class T, int N, int kAhead = 0, class Between>
 inline void decode_values(const T* v, int64_t chunk_stride, int64_t row_stride, int64_t chunks, const T* p, int64_t keys,
                           const Vec<T> (&alpha)[N], T* o, Between between) {
   constexpr int M = kValueRows<N>;
@@ -128,6 +131,7 @@ inline void decode_values(const T* v, int64_t chunk_stride, int64_t row_stride, 
       const int64_t here = left < kChunk ? left : kChunk;
       for (int64_t j = 0; j < here; ++j) {
         block.template step<1>(row, weights);
+        if constexpr (kAhead > 0) __builtin_prefetch(row + kAhead * row_stride, 0, 3);
         row += row_stride;
         weights += kPanel<T>;
       }
