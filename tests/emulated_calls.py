@@ -14,6 +14,7 @@ import attile  # isort: skip: fake_cupy is first
 import cases
 import mla_attention_cases
 import reference_gradients
+import reference_mla_gradients
 import tolerance_mla
 from attile import FlashAttentionConfig, FlashMLAConfig
 from cases import Case, options
@@ -298,3 +299,17 @@ def backward(pattern, deterministic=False):
     """Gradients of what the backward takes, with rows that are not of a sequence full of NaN."""
     chosen = [case for case in matching(pattern, cases.SMALL, cases.EDGE, LARGER) if reference_gradients.judged(case)]
     every(chosen, lambda case: check_gradients(case, deterministic=deterministic))
+
+
+def check_gradients_of_latents(case, **options):
+    call = case.arrays()
+    out, lse = attile.mla_attention(**on(call), return_lse=True, cfg=FlashMLAConfig(strategy="rebuild"))
+    dout, dlse = reference_mla_gradients.gradients_of_results(case, call)
+    results = {"dout": dout} | ({} if dlse is None else {"dlse": dlse})
+    got = attile.mla_attention_backward(**on(results | call), out=out, lse=lse, **options)
+    reference_mla_gradients.check(call, dout, dlse, attile.MLAGradients(*(x if x is None else x.get() for x in got)))
+
+
+def backward_of_latents(pattern, deterministic=False):
+    """Gradients of mla_attention in pieces as small."""
+    every(matching(pattern, mla_attention_cases.SMALL, mla_attention_cases.EDGE, mla_attention_cases.REAL, LATENTS), lambda case: check_gradients_of_latents(case, deterministic=deterministic))

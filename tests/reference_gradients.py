@@ -46,11 +46,12 @@ def judged(case):
     return case.dtype != "float64" and not set(unfit) & set(case.options) and case.options.get("softmax_scale", 1) < 1000
 
 
-def gradients_of_results(case, call, seed=7):
-    """dout and, for some cases, dlse: NaN in rows that no sequence has; dout of some cases with the heads before the rows in memory."""
+def gradients_of_results(case, call, seed=7, dtype=None):
+    """dout (of the dtype of query, if none is given) and, for some cases, dlse: NaN in rows that no sequence has; dout of some cases with the
+    heads before the rows in memory."""
     rng = np.random.default_rng(seed)
     shape = call["query"].shape[:-1] + call["value"].shape[-1:]
-    dout = rng.standard_normal(shape).astype(call["query"].dtype)
+    dout = rng.standard_normal(shape).astype(dtype or call["query"].dtype)
     dlse = rng.standard_normal((*shape[:-3], shape[-2], shape[-3])).astype(np.float32) if len(case.id) % 2 else None
     seen, seen_lse = np.zeros(dout.shape, bool), np.zeros((*shape[:-3], shape[-2], shape[-3]), bool)
     for piece in reference.sequences(**call):
@@ -95,11 +96,17 @@ def pieces(call):
         yield piece, b, slice(h_k * group, (h_k + 1) * group), (*rows, h_k)
 
 
-def piece_gradients(piece, call, dout, dlse):
-    """Of one piece: the parts of its gradients, and their units of error but for their own rounding. dout: [group, n, Dv]."""
+def piece_gradients(piece, call, dout, dlse, made=None):
+    """Of one piece: the parts of its gradients, and their units of error but for their own rounding, with those of ds ("pair") and of p as it
+    meets dout ("weight"). dout: [group, n, Dv].
+
+    made: (dtype, size of k, size of v) where keys and values are products that were rounded to dtype, with terms of that size; then
+    S_j among the roundings to dtype too is |scale| sqrt(sum_d q_d^2 k_jd^2), and dout v^T, out and ds k have those roundings besides.
+    """
     options = reference.score_options(call["query"].shape[-1], **call)
     scale, cap, dropout = options["softmax_scale"], options["logits_soft_cap"], options["dropout_prob"]
-    u_in, u_acc = epsilon(call["query"].dtype) / 2, epsilon(np.float32) / 2
+    dtype = made[0] if made else call["query"].dtype
+    u_in, u_acc = epsilon(dtype) / 2, epsilon(np.float32) / 2
     q, k, v, sinks = (x.astype(np.float64) for x in (piece.q, piece.k, piece.v, piece.sinks))
     score = {name: options[name] for name in ("softmax_scale", "logits_soft_cap", "logits_dtype")}
     s = reference.scores(piece, np.float64, **score)
@@ -115,14 +122,18 @@ def piece_gradients(piece, call, dout, dlse):
     delta = (dout * out).sum(-1) - dlse
     ds = np.where(hidden, 0, p * ((dout @ v.T) * kept - delta[..., None]) * slope)
 
-    size = np.where(hidden, 0, abs(scale) * (np.abs(q) @ np.abs(k).T) + np.abs(np.where(np.isfinite(s), s, 0)))
+    k_size, v_size = made[1:] if made else (np.abs(k), np.abs(v))
+    size = np.where(hidden, 0, abs(scale) * (np.abs(q) @ k_size.T) + np.abs(np.where(np.isfinite(s), s, 0)))
     if piece.bias is not None:
         size = size + np.where(hidden, 0, np.abs(piece.bias.astype(np.float64)))
     rounding = u_in + u_acc * (1 + size.max(-1, initial=0) + np.abs(np.where(np.isfinite(lse), lse, 0)))  # [group, n]
-    lost = np.where(hidden, 0, tiny(call["query"].dtype))
+    lost = np.where(hidden, 0, tiny(dtype))
     delta_size = np.abs(dout * out).sum(-1) + np.abs(dlse)
+    if made:
+        rounding = rounding + u_in * np.where(hidden, 0, abs(scale) * np.sqrt(q**2 @ k.T**2)).max(-1, initial=0)
+        delta_size = delta_size + np.sqrt(((p * kept) ** 2 * (dout**2 @ v.T**2)).sum(-1))
     pair = rounding[..., None] * p * ((np.abs(dout) @ np.abs(v).T) * kept + delta_size[..., None]) + lost
-    q, k = np.where(np.isfinite(q), q, 0), np.where(np.isfinite(k), k, 0)  # what nobody sees may be NaN
+    q, k, k_size = (np.where(np.isfinite(x), x, 0) for x in (q, k, k_size))  # what nobody sees may be NaN
     parts = {
         "query": scale * (ds @ k),
         "key": scale * np.einsum("gnm,gnd->md", ds, q),
@@ -135,8 +146,13 @@ def piece_gradients(piece, call, dout, dlse):
         "key": abs(scale) * np.einsum("gnm,gnd->md", pair, np.abs(q)),
         "value": np.einsum("gnm,gnd->md", (rounding[..., None] * p + lost) * kept, np.abs(dout)),
         "bias": pair,
+        "pair": pair,
+        "weight": (rounding[..., None] * p + lost) * kept,
         "sinks": (p_sinks * (rounding[..., None] + u_acc * np.abs(sinks)[:, None]) * delta_size[..., None]).sum(1),
     }
+    if made:
+        pair += u_acc * p * (np.abs(dout) @ v_size.T) * kept
+        units["query"] += abs(scale) * (u_in * np.sqrt(ds**2 @ k**2) + u_acc * np.abs(ds) @ k_size)
     return parts, units
 
 

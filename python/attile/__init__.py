@@ -7,6 +7,7 @@ from attile.flash import FlashAttentionConfig, MaskInfo, flash_attention
 from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
 from attile.mla import FlashMLAConfig, flash_mla, mla_attention, mla_decode
+from attile.mla_backward import MLAGradients, mla_attention_backward
 from attile.threads import get_num_threads, set_num_threads
 from attile.tuning import explain
 
@@ -14,6 +15,7 @@ __all__ = [
     "FlashAttentionConfig",
     "FlashMLAConfig",
     "Gradients",
+    "MLAGradients",
     "MaskInfo",
     "__version__",
     "explain",
@@ -26,6 +28,7 @@ __all__ = [
     "get_num_threads",
     "merge_states",
     "mla_attention",
+    "mla_attention_backward",
     "mla_decode",
     "set_num_threads",
     "show_config",

@@ -10,6 +10,7 @@ from attile.flash import flash_attention
 from attile.kvcache import flash_attention_with_kvcache
 from attile.merge import merge_states
 from attile.mla import mla_attention, mla_decode
+from attile.mla_backward import mla_attention_backward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ _EXPLAIN = {
     flash_attention_with_kvcache: _core.explain_flash_attention_with_kvcache,
     merge_states: _core.explain_merge_states,
     mla_attention: _core.explain_mla_attention,
+    mla_attention_backward: _core.explain_mla_attention_backward,
     mla_decode: _core.explain_mla_decode,
 }
 
@@ -33,7 +35,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, A
     ----------
     fn : callable
         `attile.flash_attention`, `attile.flash_attention_backward`, `attile.flash_attention_with_kvcache`,
-        `attile.merge_states`, `attile.mla_attention` or `attile.mla_decode`.
+        `attile.merge_states`, `attile.mla_attention`, `attile.mla_attention_backward` or `attile.mla_decode`.
     *args : Any
         Positional arguments of the call.
     **kwargs : Any

@@ -139,6 +139,7 @@ extern "C" __attribute__((visibility("default"))) const attile::CudaLibrary* att
                                    .merge_states = cuda::merge_states,
                                    .backward_kernels = cuda::backward_kernels(),
                                    .mla_attention_kernels = cuda::mla_attention_kernels(),
+                                   .mla_attention_backward_kernels = cuda::mla_attention_backward_kernels(),
                                    .mla_decode_kernels = cuda::mla_decode_kernels(),
                                    .append_paged = cuda::append_paged};
   return &library;

@@ -59,6 +59,7 @@ struct CudaLibrary {
 
   std::span<const Kernel> backward_kernels = {};       // given a BackwardProblem
   std::span<const Kernel> mla_attention_kernels = {};  // of problems with latents
+  std::span<const Kernel> mla_attention_backward_kernels = {};  // given a BackwardProblem with latents
   std::span<const Kernel> mla_decode_kernels = {};  // given an MlaDecodeProblem, as cpu_mla_decode_kernels() are
   void (*append_paged)(const PagedAppend& append, void* stream) = nullptr;
 };

@@ -12,6 +12,7 @@ namespace attile::cuda {
 std::span<const Kernel> forward_kernels();
 std::span<const Kernel> backward_kernels();
 std::span<const Kernel> mla_attention_kernels();
+std::span<const Kernel> mla_attention_backward_kernels();
 std::span<const Kernel> mla_decode_kernels();
 
 }  // namespace attile::cuda

@@ -9,6 +9,7 @@
 #include "cuda/mla_decode/generic/decode_launch.hpp"
 #include "cuda/mla_decode/sm90/launch.hpp"
 #include "cuda/mla/attention_launch.hpp"
+#include "cuda/mla/gradients_launch.hpp"
 
 namespace attile::cuda {
 namespace {
@@ -47,6 +48,7 @@ std::span<const Kernel> backward_kernels() {
 }
 
 std::span<const Kernel> mla_attention_kernels() { return generic_mla_attention_kernels(); }
+std::span<const Kernel> mla_attention_backward_kernels() { return generic_mla_attention_backward_kernels(); }
 std::span<const Kernel> mla_decode_kernels() {
   static const std::vector<Kernel> kernels = [] {
     std::vector<Kernel> rows(sm90_mla_decode_kernels().begin(), sm90_mla_decode_kernels().end());

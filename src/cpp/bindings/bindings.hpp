@@ -10,6 +10,7 @@ void register_backward(py::module_& m);
 void register_flash_attention(py::module_& m);
 void register_kvcache(py::module_& m);
 void register_mla_attention(py::module_& m);
+void register_mla_backward(py::module_& m);
 void register_merge_states(py::module_& m);
 void register_mla_decode(py::module_& m);
 void register_config(py::module_& m);

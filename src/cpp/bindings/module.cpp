@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   attile::python::register_backward(m);
   attile::python::register_kvcache(m);
   attile::python::register_mla_attention(m);
+  attile::python::register_mla_backward(m);
   attile::python::register_merge_states(m);
   attile::python::register_mla_decode(m);
   attile::python::register_jax_ffi(m);

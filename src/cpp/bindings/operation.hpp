@@ -15,7 +15,7 @@ struct DestroyOperation {
 using Operation = std::unique_ptr<attile_op, DestroyOperation>;
 
 // Memory of the caller's.
-inline constexpr int32_t kMaxOutputs = 5;
+inline constexpr int32_t kMaxOutputs = 8;
 
 struct Given {
   const Borrowed* outputs[kMaxOutputs] = {};  // null: a new array

@@ -17,8 +17,9 @@ struct AttentionOp : attile_op {
   AttentionOp(const AttentionProblem& valid, const attile_config& given, MlaStrategy strategy = MlaStrategy::none)
       : AttentionOp(valid, given, strategy, nullptr) {}
   // Of kernels that only CUDA has. asked() is to be overridden where they are given more than an AttentionProblem.
-  AttentionOp(const AttentionProblem& valid, const attile_config& given, std::span<const Kernel> CudaLibrary::*table)
-      : AttentionOp(valid, given, MlaStrategy::none, table) {}
+  AttentionOp(const AttentionProblem& valid, const attile_config& given, std::span<const Kernel> CudaLibrary::*table,
+              MlaStrategy strategy = MlaStrategy::none)
+      : AttentionOp(valid, given, strategy, table) {}
   // out and lse for a query of rank 4 or 3; to be called when the inputs are added.
   void add_outputs(const attile_tensor& query);
 

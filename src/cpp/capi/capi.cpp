@@ -95,6 +95,7 @@ void add_cuda(Json& json) {
     add_table("flash_attention", library->forward_kernels);
     add_table("flash_attention_backward", library->backward_kernels);
     add_table("mla_attention", library->mla_attention_kernels);
+    add_table("mla_attention_backward", library->mla_attention_backward_kernels);
     add_table("mla_decode", library->mla_decode_kernels);
   }
   json.close(']').flag("cuda", count > 0);
@@ -150,6 +151,10 @@ attile_status attile_flash_attention_with_kvcache_create(const attile_flash_atte
 
 attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op) {
   return guarded([&] { *op = create_mla_attention(read_params(params, "mla_attention")); });
+}
+
+attile_status attile_mla_attention_backward_create(const attile_mla_attention_backward_params* params, attile_op** op) {
+  return guarded([&] { *op = create_mla_attention_backward(read_params(params, "mla_attention_backward")); });
 }
 
 attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op) {

@@ -19,7 +19,7 @@ struct attile_op {
   virtual std::string explain() const = 0;
   virtual size_t workspace_bytes() const { return 0; }
 
-  static constexpr int32_t kMaxInputs = 16, kMaxOutputs = 5;
+  static constexpr int32_t kMaxInputs = 16, kMaxOutputs = 8;
 
   void add_input(const char* name, const attile_tensor* t) {
     if (t) inputs[num_inputs++] = {name, attile::byte_range(*t)};
@@ -51,6 +51,7 @@ attile_op* create_flash_attention(const attile_flash_attention_params& params);
 attile_op* create_flash_attention_backward(const attile_flash_attention_backward_params& params);
 attile_op* create_flash_attention_with_kvcache(const attile_flash_attention_with_kvcache_params& params);
 attile_op* create_mla_attention(const attile_mla_attention_params& params);
+attile_op* create_mla_attention_backward(const attile_mla_attention_backward_params& params);
 attile_op* create_merge_states(const attile_merge_states_params& params);
 attile_op* create_mla_decode(const attile_mla_decode_params& params);
 

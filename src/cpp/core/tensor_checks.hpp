@@ -75,6 +75,19 @@ inline View view_of(const attile_tensor& t) {
   return v;
 }
 
+// [.., T, d], or with heads [.., T, H, d], as [B, T, H, d]; stride 0 over heads that share one.
+inline View tokens_view(const attile_tensor& t, bool by_head) {
+  View v = view_of(t);
+  if (by_head) return v;
+  v.shape[0] = v.shape[1];
+  v.stride[0] = v.stride[1];
+  v.shape[1] = v.shape[2];
+  v.stride[1] = v.stride[2];
+  v.shape[2] = 1;
+  v.stride[2] = 0;
+  return v;
+}
+
 // An lse, [H, T] or [B, H, T], as [B, H, T, 1].
 inline View lse_view_of(const attile_tensor& t) {
   View v = view_of(t);

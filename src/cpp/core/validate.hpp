@@ -14,7 +14,8 @@ namespace attile {
 AttentionProblem validate(const attile_flash_attention_params& params, const char* function = "flash_attention");
 BackwardProblem validate(const attile_flash_attention_backward_params& params);
 AttentionProblem validate(const attile_flash_attention_with_kvcache_params& params);
-AttentionProblem validate(const attile_mla_attention_params& params);
+AttentionProblem validate(const attile_mla_attention_params& params, const char* function = "mla_attention");
+BackwardProblem validate(const attile_mla_attention_backward_params& params);
 Config validate_config(const char* function, const attile_config& config);
 
 // The arrays of merge_states, broadcast to nothing: out [B,T,H,Dv], lse [B,H,T,1].

@@ -1,8 +1,6 @@
 // flash_attention_backward's arguments to a BackwardProblem: those of the forward call as flash_attention judges them, then its results and
 // their gradients, which have the shapes that the forward call gave them.
-#include <initializer_list>
-
-#include "core/tensor_checks.hpp"
+#include "core/result_checks.hpp"
 #include "core/validate.hpp"
 
 namespace attile {
@@ -30,52 +28,20 @@ attile_flash_attention_params forward_params(const attile_flash_attention_backwa
   return f;
 }
 
-struct Like {
-  const char* name;
-  const attile_tensor* t;
-};
-
-// An array of the rank, dtype and shape of out or of lse. of[d]: what extent d is in the query.
-void check_result(const Like& x, const attile_tensor& query, DType dtype, std::initializer_list<int64_t> shape) {
-  if (!x.t) return;
-  check_device(kFunction, x.name, *x.t, "query", query);
-  check_rank(kFunction, x.name, *x.t, {static_cast<int32_t>(shape.size())});
-  if (dtype_of(x.t->dtype) != dtype) type_error(kFunction, std::string(x.name) + ".dtype is wrong", info(dtype).name, name_of(x.t->dtype));
-  attile_tensor expected{};
-  for (const int64_t extent : shape) expected.shape[expected.rank++] = extent;
-  for (int32_t d = 0; d < expected.rank; ++d)
-    if (x.t->shape[d] != expected.shape[d]) value_error(kFunction, std::string(x.name) + ".shape is wrong", expected, *x.t);
-}
-
 }  // namespace
 
 BackwardProblem validate(const attile_flash_attention_backward_params& p) {
-  const Like needed[] = {{"dout", p.dout}, {"query", p.query}, {"key", p.key}, {"value", p.value}, {"out", p.out}, {"lse", p.lse}};
+  const struct {
+    const char* name;
+    const attile_tensor* t;
+  } needed[] = {{"dout", p.dout}, {"query", p.query}, {"key", p.key}, {"value", p.value}, {"out", p.out}, {"lse", p.lse}};
   for (const auto& [name, t] : needed)
     if (!t) type_error(kFunction, std::string(name) + " is required", "an array", "none");
   BackwardProblem problem;
   static_cast<AttentionProblem&>(problem) = validate(forward_params(p), kFunction);
-  const attile_tensor& q = *p.query;
   if (problem.dtype == DType::f8e4m3)
-    type_error(kFunction, "query has an unsupported dtype", "float64, float32, float16 or bfloat16", name_of(q.dtype));
-  const DType lse_type = accumulator_of(problem.dtype);
-  for (const Like& x : {Like{"dout", p.dout}, Like{"out", p.out}}) {
-    if (q.rank == 4)
-      check_result(x, q, problem.dtype, {q.shape[0], q.shape[1], problem.heads_q, problem.head_dim_v});
-    else
-      check_result(x, q, problem.dtype, {q.shape[0], problem.heads_q, problem.head_dim_v});
-    check_contiguous(kFunction, x.name, *x.t);
-  }
-  for (const Like& x : {Like{"lse", p.lse}, Like{"dlse", p.dlse}}) {
-    if (q.rank == 4)
-      check_result(x, q, lse_type, {q.shape[0], problem.heads_q, q.shape[1]});
-    else
-      check_result(x, q, lse_type, {problem.heads_q, q.shape[0]});
-  }
-  problem.out = view_of(*p.out);
-  problem.lse = lse_view_of(*p.lse);
-  problem.dout = view_of(*p.dout);
-  if (p.dlse) problem.dlse = lse_view_of(*p.dlse);
+    type_error(kFunction, "query has an unsupported dtype", "float64, float32, float16 or bfloat16", name_of(p.query->dtype));
+  add_results(problem, *p.query, {p.dout, p.out, p.lse, p.dlse});
   problem.deterministic = p.deterministic != 0;
   return problem;
 }

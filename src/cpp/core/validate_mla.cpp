@@ -12,7 +12,7 @@ constexpr int64_t kMaxHeadDim = 576, kMaxHeadDimV = 512, kMaxRank = 4096;
 
 struct Validator {
   const attile_mla_attention_params& p;
-  const char* f = "mla_attention";
+  const char* f;
   AttentionProblem problem{};
   Latents& latents = problem.latents;
   int32_t token = 0;  // axis of tokens: 1, or 0 where there is no batch axis
@@ -88,19 +88,6 @@ struct Validator {
                inside ? "w_kc.shape[2] + b_k.shape[-1], for it has the rope part" : "w_kc.shape[2]");
   }
 
-  // [.., T, d] or [.., T, H, d] as [B, T, H, d], stride 0 over heads that share one.
-  View tokens_view(const attile_tensor& t, bool by_head) {
-    View v = view_of(t);
-    if (by_head) return v;
-    v.shape[0] = v.shape[1];
-    v.stride[0] = v.stride[1];
-    v.shape[1] = v.shape[2];
-    v.stride[1] = v.stride[2];
-    v.shape[2] = 1;
-    v.stride[2] = 0;
-    return v;
-  }
-
   View rope_view(const char* name, const attile_tensor& t, const char* of, const attile_tensor& x) {
     for (int32_t d = 0; d <= token; ++d) check_size(f, name, t, d, x.shape[d], axis(of, d));
     const bool by_head = t.rank == token + 3;
@@ -161,8 +148,8 @@ struct Validator {
 
 }  // namespace
 
-AttentionProblem validate(const attile_mla_attention_params& params) {
-  Validator v{params};
+AttentionProblem validate(const attile_mla_attention_params& params, const char* function) {
+  Validator v{params, function};
   v.arrays();
   v.ranks_and_dtypes();
   v.shapes();

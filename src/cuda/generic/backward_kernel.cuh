@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_bias(const __gri
       for (int e = 0; e < 4; ++e) {
         const int i = tile * kBackwardRows + warp * 16 + lane / 4 + e / 2 * 8, c = 8 * n + lane_column() + e % 2,
                   j = all_keys ? c : key_tile * kOther + c;
-        if (i < shape[2] && j < shape[3] && (!all_keys || c == 0)) store_number(p.dbias, at(i, j), sum[0][n][e]);
+        if (i < shape[2] && j < shape[3] && (!all_keys || c == 0)) give_number(p, p.dbias, at(i, j), sum[0][n][e]);
       }
     return;
   }
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_bias(const __gri
   if (threadIdx.x < kOther) {
     const int c = threadIdx.x, j = all_keys ? c : key_tile * kOther + c;
     if (j < shape[3] && (!all_keys || c == 0))
-      store_number(p.dbias, at(0, j), columns[0][c] + columns[1][c] + columns[2][c] + columns[3][c]);
+      give_number(p, p.dbias, at(0, j), columns[0][c] + columns[1][c] + columns[2][c] + columns[3][c]);
   }
 }
 

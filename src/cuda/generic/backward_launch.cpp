@@ -106,6 +106,7 @@ void run(const AttentionProblem& problem, const Plan&, void* workspace, const Ex
   b.f = problem_params(p);
   b.f.scale_log2 = static_cast<float>(p.softmax_scale * 1.4426950408889634);
   b.heads_q = static_cast<int32_t>(p.heads_q);
+  b.adds = p.adds;
   b.dout = tensor_of(p.dout);
   b.dq = tensor_of(p.dq);
   b.dk = tensor_of(p.dk);

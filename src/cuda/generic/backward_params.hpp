@@ -18,6 +18,7 @@ struct BackwardParams {
   int32_t dbias_shape[4];
   Elementwise dsinks;  // data null: none; only head (row) and key are used: [heads or 1][count]
   bool sinks_shared;
+  bool adds;  // dbias and dsinks to what is there
   int32_t tiles, column_parts;  // of this kernel's grid
 };
 

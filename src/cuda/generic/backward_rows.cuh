@@ -64,7 +64,7 @@ static __global__ void __launch_bounds__(kBackwardThreads) backward_sinks(const 
   if (threadIdx.x != 0) return;
   sum = 0.f;
   for (int i = 0; i < kBackwardThreads; ++i) sum += partial[i];
-  store_number(p.dsinks, const_cast<char*>(p.dsinks.data) + own_head * p.dsinks.row + n * p.dsinks.key, sum);
+  give_number(p, p.dsinks, const_cast<char*>(p.dsinks.data) + own_head * p.dsinks.row + n * p.dsinks.key, sum);
 }
 
 }  // namespace attile::cuda::generic

@@ -89,6 +89,11 @@ __device__ __forceinline__ void store_number(const Elementwise& x, char* at, flo
   }
 }
 
+// To dbias or dsinks.
+__device__ __forceinline__ void give_number(const BackwardParams& p, const Elementwise& x, char* at, float value) {
+  store_number(x, at, p.adds ? read_bias(x, at) + value : value);
+}
+
 // By cases: the table of dtypes is the host's alone.
 __device__ __forceinline__ bool read_mask(const Elementwise& x, const char* at) {
   switch (x.dtype) {

@@ -1,15 +1,13 @@
 #include "cuda/mla/attention_launch.hpp"
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "cuda/device.hpp"
 #include "cuda/generic/forward_launch.hpp"
-#include "cuda/generic/problem_params.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/mla/copy_rows.hpp"
 #include "cuda/mla/pieces.hpp"
-#include "cuda/mla/project_params.hpp"
+#include "cuda/mla/products.hpp"
 
 namespace attile::cuda {
 namespace {
@@ -57,34 +55,12 @@ MlaStrategy strategy_of(const AttentionProblem& p, const Config& config) {
   return config.strategy == MlaStrategy::none ? choose_strategy(p) : config.strategy;
 }
 
-// f(piece, its arrays, the attention that is left). workspace: null while planning, when only sizes and alignment count.
-template <class F>
-void each_piece(const AttentionProblem& p, MlaStrategy strategy, char* workspace, F f) {
-  const Pieces pieces = pieces_of(p, strategy);
-  if (pieces.empty() || p.heads_q == 0 || p.q.shape[1] == 0) return;
-  pieces.each([&](const Piece& piece, bool new_sequences) {
-    const Stored stored = stored_in(p, strategy, piece, workspace);
-    f(piece, stored, inner_problem(p, strategy, piece, stored), new_sequences);
-  });
-}
-
-// The first forward kernel that takes every piece; null with the last one's reason. A kernel that is right for the first piece is right for
-// smaller ones: named, it does not refuse them for their size. Dropout's bits are those of the whole problem, which only the generic kernels
-// know of.
 const Kernel* find_kernel(const AttentionProblem& p, MlaStrategy strategy, const Config& config, std::string& why) {
-  why = "no forward kernel takes its options";
-  for (const Kernel& kernel : p.has(kDropout) ? generic_forward_kernels() : forward_kernels()) {
-    if (!kernel.available() || (p.options & ~uint64_t{kLatents} & ~kernel.honours) != 0) continue;
-    Config own{config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none};
-    std::string refused;
-    each_piece(p, strategy, nullptr, [&](const Piece&, const Stored&, const AttentionProblem& inner, bool) {
-      if (refused.empty()) refused = kernel.why_not(inner, own);
-      own.kernel = kernel.name;
-    });
-    if (refused.empty()) return &kernel;
-    why = refused;
-  }
-  return nullptr;
+  // Dropout's bits are those of the whole problem, which only the generic kernels know of.
+  const std::span<const Kernel> table = p.has(kDropout) ? generic_forward_kernels() : forward_kernels();
+  return kernel_of_pieces(table, p, config, why, [&](auto ask) {
+    each_piece(p, strategy, false, nullptr, [&](const Piece&, const Stored&, const AttentionProblem& inner, bool) { ask(inner); });
+  });
 }
 
 // ---- the table's row ----
@@ -104,7 +80,7 @@ Plan plan(const AttentionProblem& p, const Config& config, int threads) {
   std::string why;
   const Kernel* kernel = find_kernel(p, all.strategy, config, why);
   Config own{config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none};
-  each_piece(p, all.strategy, nullptr, [&](const Piece&, const Stored& stored, const AttentionProblem& inner, bool) {
+  each_piece(p, all.strategy, false, nullptr, [&](const Piece&, const Stored& stored, const AttentionProblem& inner, bool) {
     const Plan part = kernel->plan(inner, own, threads);
     if (all.block_q == 0) {
       all.block_q = part.block_q, all.block_k = part.block_k, all.workers = part.workers;
@@ -113,61 +89,6 @@ Plan plan(const AttentionProblem& p, const Config& config, int threads) {
     all.workspace_bytes = std::max(all.workspace_bytes, stored.bytes + part.workspace_bytes);
   });
   return all;
-}
-
-// ---- products ----
-
-struct Made {
-  View weight, rows;  // [1, rank, heads, dim]; what is made, [batch, token, head, dim]
-};
-
-// rows[b, t, h] = a[b, t, h] @ weight[head of h]. A piece's head h has the weights of head (first + h) / group.
-void project(const AttentionProblem& inner, const View& a, std::initializer_list<Made> made, int64_t first, int64_t group, bool transposed,
-             LiveRows live, void* stream) {
-  const ProjectInstance instance = inner.dtype == DType::bf16  ? project_bf16(transposed)
-                                   : inner.dtype == DType::f16 ? project_f16(transposed)
-                                                               : project_f32(transposed);
-  const ForwardParams f = problem_params(inner);
-  ProjectParams p{};
-  p.a = tensor_of(a);
-  p.batch = static_cast<int32_t>(a.shape[0]);
-  p.rows = static_cast<int32_t>(a.shape[1]);
-  p.depth = static_cast<int32_t>(a.shape[3]);
-  p.first_head = static_cast<int32_t>(first);
-  p.group = static_cast<int32_t>(group);
-  p.live = live;
-  p.q_lengths = f.q_lengths;
-  p.k_lengths = f.k_lengths;
-  p.sequences = f.batch;
-  p.left = f.left;
-  p.right = f.right;
-  p.bottom_right = f.bottom_right;
-  int count = 0;
-  for (const Made& m : made) {
-    const int64_t columns = m.rows.shape[3], tiles = ceil_div(columns, instance.tile_n);
-    const Tensor weight = tensor_of(m.weight);
-    p.projections[count++] = {weight.data, weight.head, weight.row, weight.granule, tensor_of(m.rows), static_cast<int32_t>(columns),
-                              static_cast<int32_t>(tiles)};
-    p.heads = static_cast<int32_t>(m.rows.shape[2]);
-    p.column_tiles += static_cast<int32_t>(tiles);
-  }
-  const int64_t blocks = ceil_div(a.shape[0] * a.shape[1], instance.tile_m) * p.heads * p.column_tiles;
-  if (blocks > 0) instance.launch(p, blocks, stream);
-}
-
-void rebuild(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, void* stream) {
-  const Latents& latents = p.latents;
-  const int64_t group = latents.rope_by_head ? p.group : 1;
-  project(inner, part_of(latents.latent, piece, 0, 1),
-          {{latents.w_kc, columns_of(stored.k, 0, latents.nope_dim)}, {latents.w_vc, stored.v}}, piece.head, group, false, LiveRows::keys, stream);
-  const int64_t head = inner.dropout.first_head;
-  if (latents.rope_dim > 0)
-    copy_rows(part_of(latents.k_rope, piece, latents.rope_by_head ? head : 0, piece.heads),
-              columns_of(stored.k, latents.nope_dim, latents.rope_dim), stream);
-  if (latents.q_rope) {
-    copy_rows(part_of(p.q, piece, head, inner.heads_q), columns_of(stored.q, 0, latents.nope_dim), stream);
-    copy_rows(part_of(latents.q_rope, piece, head, inner.heads_q), columns_of(stored.q, latents.nope_dim, latents.rope_dim), stream);
-  }
 }
 
 void absorb_queries(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences,
@@ -190,7 +111,7 @@ void run(const AttentionProblem& p, const Plan& plan, void* workspace, const Exe
   const Config config{plan.block_q, plan.block_k, plan.num_splits, {}, MlaStrategy::none};
   std::string why;
   const Kernel* kernel = find_kernel(p, plan.strategy, config, why);
-  each_piece(p, plan.strategy, static_cast<char*>(workspace),
+  each_piece(p, plan.strategy, false, static_cast<char*>(workspace),
              [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences) {
                if (plan.strategy == MlaStrategy::rebuild) {
                  rebuild(p, piece, stored, inner, execution.stream);

@@ -17,26 +17,6 @@ int64_t row_stride(DType dtype, int64_t dim) {
   return round_up(dim * size, kRowAlignment) / size;
 }
 
-// Head by head, so that a tile of keys is one piece of memory.
-View take(char*& at, DType dtype, int64_t batch, int64_t rows, int64_t heads, int64_t dim) {
-  View v;
-  v.data = at;
-  v.dtype = dtype;
-  const int64_t row = row_stride(dtype, dim);
-  const int64_t shape[] = {batch, rows, heads, dim}, stride[] = {rows * row, row, batch * rows * row, 1};
-  std::copy_n(shape, 4, v.shape);
-  std::copy_n(stride, 4, v.stride);
-  at += round_up(heads * batch * rows * row * static_cast<int64_t>(size_of(dtype)), kArrayAlignment);
-  return v;
-}
-
-View cut(View v, int dim, int64_t first, int64_t count) {
-  if (!v) return v;
-  v.data += first * v.stride[dim] * static_cast<int64_t>(size_of(v.dtype));
-  v.shape[dim] = count;
-  return v;
-}
-
 Sequences cut(Sequences s, int64_t first, int64_t count) {
   if (s.packed) return s;
   s.batch = count;
@@ -56,6 +36,25 @@ bool joins_keys(const AttentionProblem& p) { return p.latents.rope_dim > 0 && !l
 
 }  // namespace
 
+View take(char*& at, DType dtype, int64_t batch, int64_t rows, int64_t heads, int64_t dim) {
+  View v;
+  v.data = at;
+  v.dtype = dtype;
+  const int64_t row = row_stride(dtype, dim);
+  const int64_t shape[] = {batch, rows, heads, dim}, stride[] = {rows * row, row, batch * rows * row, 1};
+  std::copy_n(shape, 4, v.shape);
+  std::copy_n(stride, 4, v.stride);
+  at += round_up(heads * batch * rows * row * static_cast<int64_t>(size_of(dtype)), kArrayAlignment);
+  return v;
+}
+
+View cut(View v, int dim, int64_t first, int64_t count) {
+  if (!v) return v;
+  v.data += first * v.stride[dim] * static_cast<int64_t>(size_of(v.dtype));
+  v.shape[dim] = count;
+  return v;
+}
+
 int64_t inner_heads(const AttentionProblem& p, MlaStrategy strategy) {
   return strategy == MlaStrategy::absorb || p.latents.rope_by_head ? p.heads_q : p.heads_k;
 }
@@ -66,10 +65,10 @@ bool latents_are_keys(const AttentionProblem& p) {
   return (latent.shape[0] < 2 || latent.stride[0] == rope.stride[0]) && (latent.shape[1] < 2 || latent.stride[1] == rope.stride[1]);
 }
 
-Pieces pieces_of(const AttentionProblem& p, MlaStrategy strategy) {
+Pieces pieces_of(const AttentionProblem& p, MlaStrategy strategy, bool gradients) {
   const int64_t heads = inner_heads(p, strategy), batches = p.q.shape[0];
   const auto bytes = [&](int64_t batch, int64_t count) {
-    return std::max<int64_t>(1, static_cast<int64_t>(stored_in(p, strategy, {0, batch, 0, count}, nullptr).bytes));
+    return std::max<int64_t>(1, static_cast<int64_t>(stored_in(p, strategy, {0, batch, 0, count}, nullptr, gradients).bytes));
   };
   const auto most = [](int64_t all, int64_t each) {  // as many as fit, shared evenly
     if (all == 0) return int64_t{1};
@@ -81,7 +80,7 @@ Pieces pieces_of(const AttentionProblem& p, MlaStrategy strategy) {
   return {of_batch, of_heads, batches, heads};
 }
 
-Stored stored_in(const AttentionProblem& p, MlaStrategy strategy, const Piece& piece, char* workspace) {
+Stored stored_in(const AttentionProblem& p, MlaStrategy strategy, const Piece& piece, char* workspace, bool gradients) {
   const Latents& latents = p.latents;
   const int64_t tokens_q = p.q.shape[1], tokens_k = latents.latent.shape[1], n = piece.heads;
   char* at = workspace;
@@ -89,7 +88,15 @@ Stored stored_in(const AttentionProblem& p, MlaStrategy strategy, const Piece& p
   if (strategy == MlaStrategy::rebuild) {
     s.k = take(at, p.dtype, piece.batches, tokens_k, n, p.head_dim);
     s.v = take(at, p.dtype, piece.batches, tokens_k, n, p.head_dim_v);
-    if (latents.q_rope) s.q = take(at, p.dtype, piece.batches, tokens_q, n * group_of(p, strategy), p.head_dim);
+    if (gradients) {
+      s.dk = take(at, p.dtype, piece.batches, tokens_k, n, p.head_dim);
+      s.dv = take(at, p.dtype, piece.batches, tokens_k, n, p.head_dim_v);
+    }
+    if (latents.q_rope) {
+      const int64_t heads = n * group_of(p, strategy);
+      s.q = take(at, p.dtype, piece.batches, tokens_q, heads, p.head_dim);
+      if (gradients) s.dq = take(at, p.dtype, piece.batches, tokens_q, heads, p.head_dim);
+    }
   } else {
     if (joins_keys(p)) s.k = take(at, p.dtype, piece.batches, tokens_k, latents.rope_by_head ? n : 1, latents.rank + latents.rope_dim);
     s.q = take(at, p.dtype, piece.batches, tokens_q, n, latents.rank + latents.rope_dim);

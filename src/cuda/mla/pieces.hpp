@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
+#include <string>
 
 #include "core/kernel_table.hpp"
 #include "core/problem.hpp"
@@ -32,6 +34,7 @@ struct Pieces {
 // What a piece stores: arrays [batches, rows, heads, dim] whose rows begin at multiples of 16 bytes; absent ones have no dtype.
 struct Stored {
   View k, v, q, out;
+  View dk, dv, dq;  // of gradients
   size_t bytes;  // of all; what follows is the attention kernel's
 };
 
@@ -40,15 +43,49 @@ int64_t inner_heads(const AttentionProblem& problem, MlaStrategy strategy);
 // Whether latents and rope keys lie side by side already, so that a row of both is a key.
 bool latents_are_keys(const AttentionProblem& problem);
 
-Pieces pieces_of(const AttentionProblem& problem, MlaStrategy strategy);
-Stored stored_in(const AttentionProblem& problem, MlaStrategy strategy, const Piece& piece, char* workspace);
+// gradients: of rebuilt keys and values too, and of queries that lie in two arrays.
+Pieces pieces_of(const AttentionProblem& problem, MlaStrategy strategy, bool gradients = false);
+Stored stored_in(const AttentionProblem& problem, MlaStrategy strategy, const Piece& piece, char* workspace, bool gradients = false);
+// [batch, rows, heads, dim], head by head, rows at multiples of 16 bytes, at the next 256 bytes of the workspace.
+View take(char*& at, DType dtype, int64_t batch, int64_t rows, int64_t heads, int64_t dim);
 
 // The attention that is left: keys, values and queries made or given; its out is the problem's (rebuild) or the stored one (absorb).
 AttentionProblem inner_problem(const AttentionProblem& problem, MlaStrategy strategy, const Piece& piece, const Stored& stored);
 
+// f(piece, its arrays, the attention that is left, whether it begins new sequences). workspace: null while planning, when only sizes and
+// alignment count.
+template <class F>
+void each_piece(const AttentionProblem& p, MlaStrategy strategy, bool gradients, char* workspace, F f) {
+  const Pieces pieces = pieces_of(p, strategy, gradients);
+  if (pieces.empty() || p.heads_q == 0 || p.q.shape[1] == 0) return;
+  pieces.each([&](const Piece& piece, bool new_sequences) {
+    const Stored stored = stored_in(p, strategy, piece, workspace, gradients);
+    f(piece, stored, inner_problem(p, strategy, piece, stored), new_sequences);
+  });
+}
+
+// The first kernel of a table that takes every piece; null with the last one's reason. A kernel that is right for the first piece is right for
+// smaller ones: named, it does not refuse them for their size. each(f) calls f(the problem of a piece).
+template <class Each>
+const Kernel* kernel_of_pieces(std::span<const Kernel> table, const AttentionProblem& p, const Config& config, std::string& why, Each each) {
+  why = "no kernel takes its options";
+  for (const Kernel& kernel : table) {
+    if (!kernel.available() || (p.options & ~uint64_t{kLatents} & ~kernel.honours) != 0) continue;
+    Config own{config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none};
+    std::string refused;
+    each([&](const AttentionProblem& inner) {
+      if (refused.empty()) refused = kernel.why_not(inner, own);
+      own.kernel = kernel.name;
+    });
+    if (refused.empty()) return &kernel;
+    why = refused;
+  }
+  return nullptr;
+}
+
 // Part of an array of [batch, token, head, dim], the batch and heads of the piece.
+View cut(View array, int dim, int64_t first, int64_t count);  // elements [first, first + count) of a dimension
 View part_of(View array, const Piece& piece, int64_t first_head, int64_t heads);
-// Elements [first, first + count) of the last dimension.
 View columns_of(View array, int64_t first, int64_t count);
 
 }  // namespace attile::cuda

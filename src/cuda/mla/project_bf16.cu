@@ -3,11 +3,11 @@
 namespace attile::cuda::generic {
 namespace {
 
-template <bool kTransposed>
-using Traits = ProjectTraits<Bf16, kTransposed, 2, 4, 64, 32, 4, 2>;
+template <Layout kLayout>
+using Traits = RingTraits<Bf16, kLayout, 2, 4, 64, 32, 4, 2>;
 
 }  // namespace
 
-ProjectInstance project_bf16(bool transposed) { return instance_of<Traits>(transposed); }
+ProjectInstance project_bf16(bool transposed) { return instance_of<Traits<Layout::plain>, Traits<Layout::b_transposed>>(transposed); }
 
 }  // namespace attile::cuda::generic

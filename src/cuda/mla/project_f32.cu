@@ -3,11 +3,11 @@
 namespace attile::cuda::generic {
 namespace {
 
-template <bool kTransposed>
-using Traits = ProjectTraits<F32, kTransposed, 2, 2, 32, 32, 4, 2>;
+template <Layout kLayout>
+using Traits = RingTraits<F32, kLayout, 2, 2, 32, 32, 4, 2>;
 
 }  // namespace
 
-ProjectInstance project_f32(bool transposed) { return instance_of<Traits>(transposed); }
+ProjectInstance project_f32(bool transposed) { return instance_of<Traits<Layout::plain>, Traits<Layout::b_transposed>>(transposed); }
 
 }  // namespace attile::cuda::generic

@@ -1,48 +1,15 @@
-// C = A W on mma.sync, for sm_80 and newer. A block has kTileM rows of A, of the rows of all batches in a line, and kTileN columns of one
-// head's W. Slices of kTileK of the depth pass through a ring of kStages buffers, filled by cp.async; one barrier a slice.
-//
-// Blocks that share rows of A are neighbours, and all of W stays in L2. A block computes 2 kTileM kTileN depth operations for
-// (kTileM + kTileN) depth elements read: 64 operations a byte of L2 with tiles of 128 by 128.
+// C = A W (project_params.hpp) by the ring of product_ring.cuh. A block has kTileM rows of A, of the rows of all batches in a line, and kTileN
+// columns of one head's W. Blocks that share rows of A are neighbours, and all of W stays in L2.
 #pragma once
 
 #include "cuda/device.hpp"
-#include "cuda/generic/schedule.cuh"
-#include "cuda/mla/project_params.hpp"
-#include "cuda/mla/weights_product.cuh"
+#include "cuda/mla/product_ring.cuh"
 
 namespace attile::cuda::generic {
-
-// kWarpsM x 2 warps; kM: 16-row fragments of a warp; kColumns: of a warp; kBlocks: on a multiprocessor.
-template <class Element_, bool kTransposed_, int kWarpsM_, int kM_, int kColumns_, int kTileK_, int kStages_, int kBlocks_>
-struct ProjectTraits {
-  using Element = Element_;
-  static constexpr bool kTransposed = kTransposed_;
-  static constexpr int kThreads = 64 * kWarpsM_, kBlocks = kBlocks_, kM = kM_, kColumns = kColumns_, kStages = kStages_;
-  static constexpr int kTileM = 16 * kM * kWarpsM_, kTileN = 2 * kColumns, kTileK = kTileK_;
-  static constexpr int kBytes = Element::kBytes, kRowsB = kTransposed ? kTileN : kTileK;
-  static constexpr int kRowBytesA = kTileK * kBytes, kRowBytesB = (kTransposed ? kTileK : kTileN) * kBytes;
-  static constexpr int kStrideA = kRowBytesA + kRowPadding, kStrideB = kRowBytesB + kRowPadding;
-  static constexpr int kABytes = kTileM * kStrideA, kStageBytes = kABytes + kRowsB * kStrideB;
-  static constexpr int kSharedBytes = kStages * kStageBytes;
-  static_assert(kSharedBytes <= 99 << 10);
-};
 
 // Tiles of keys of the attention kernels hold unseen ones too, whose values are multiplied by 0: a NaN there would be seen. No kernel has
 // more keys in a tile.
 inline constexpr int kMostTileKeys = 256;
-
-// Of batch b; packed: of the one row of all tokens.
-__device__ __forceinline__ KeyRange live_rows(const ProjectParams& p, int b) {
-  if (p.live == LiveRows::all) return {0, p.rows};
-  if (p.q_lengths.packed) return {0, clamp_to(read_index(p.q_lengths.cu, p.sequences), 0, p.rows)};
-  int first, seqlen_q, seqlen_k;
-  sequence_rows(p.q_lengths, b, first, seqlen_q);
-  if (p.live == LiveRows::queries || seqlen_q == 0) return {0, seqlen_q};
-  sequence_rows(p.k_lengths, b, first, seqlen_k);
-  const int shift = p.bottom_right ? seqlen_k - seqlen_q : 0;
-  const Band band{seqlen_k, shift - p.left, shift + p.right};
-  return {band.begin(0) - kMostTileKeys, min(seqlen_k, band.end(seqlen_q - 1) + kMostTileKeys)};
-}
 
 template <class Traits>
 struct ProjectBlock {
@@ -55,6 +22,7 @@ struct ProjectBlock {
   uint32_t base;                   // shared memory
   const char* rows;                // of A, where the tile's rows all exist and are a.row apart, else null
   const char* weight;
+  int k0 = 0;  // of the next slice
 
   __device__ __forceinline__ ProjectBlock(const ProjectParams& params, const Projection& projection, int head_of, int column, int row,
                                           uint32_t shared)
@@ -62,7 +30,7 @@ struct ProjectBlock {
     const int b = row0 / p.rows, t = row0 - b * p.rows;
     const bool whole = row0 + kTileM <= total && t + kTileM <= p.rows && p.a.granule == 16;
     rows = whole ? p.a.data + b * p.a.batch + t * p.a.row + head * p.a.head : nullptr;
-    weight = out.weight + (p.first_head + head) / p.group * out.weight_head + column0 * (Traits::kTransposed ? out.weight_row : int64_t{kBytes});
+    weight = out.weight + (p.first_head + head) / p.group * out.weight_head + column0 * (Traits::kTransposedB ? out.weight_row : int64_t{kBytes});
   }
 
   // Row r of a tensor's [batch, rows].
@@ -71,59 +39,25 @@ struct ProjectBlock {
     return t.data + b * t.batch + (r - b * p.rows) * t.row + head * t.head;
   }
 
-  // The slice of the depth from k0 on; beyond the depth are zeros, in both operands.
-  __device__ __forceinline__ void load(int stage, int k0) const {
-    const uint32_t to = base + stage * Traits::kStageBytes;
+  // The slices of multiply_slices.
+  __device__ __forceinline__ bool left() const { return k0 < p.depth; }
+  __device__ __forceinline__ void advance() { k0 += kTileK; }
+  __device__ __forceinline__ void load(uint32_t a, uint32_t b) const {
     const int offset = k0 * kBytes, valid = (p.depth - k0) * kBytes;
     if (rows) {
-      load_whole_rows<kTileM, Traits::kRowBytesA, Traits::kThreads>(to, rows + offset, p.a.row, valid);
+      load_whole_rows<kTileM, Traits::kRowBytesA, Traits::kThreads>(a, rows + offset, p.a.row, valid);
     } else {
       load_rows<kTileM, Traits::kRowBytesA, Traits::kThreads>(
-          to, p.a.granule, valid, [&](int row) -> const char* { return row0 + row < total ? row_of(p.a, row0 + row) + offset : nullptr; });
+          a, p.a.granule, valid, [&](int row) -> const char* { return row0 + row < total ? row_of(p.a, row0 + row) + offset : nullptr; });
     }
-    const int exist = Traits::kTransposed ? out.columns - column0 : p.depth - k0;
-    const int valid_b = Traits::kTransposed ? valid : (out.columns - column0) * kBytes;
-    const char* from = weight + (Traits::kTransposed ? int64_t{offset} : k0 * out.weight_row);
-    if (out.weight_granule == 16 && exist >= Traits::kRowsB) {
-      load_whole_rows<Traits::kRowsB, Traits::kRowBytesB, Traits::kThreads>(to + Traits::kABytes, from, out.weight_row, valid_b);
-    } else {
-      load_rows<Traits::kRowsB, Traits::kRowBytesB, Traits::kThreads>(
-          to + Traits::kABytes, out.weight_granule, valid_b,
-          [&](int row) -> const char* { return row < exist ? from + row * out.weight_row : nullptr; });
-    }
-  }
-
-  __device__ __forceinline__ void multiply(float (&c)[Traits::kM][Traits::kColumns / 8][4]) const {
-    const int slices = (p.depth + kTileK - 1) / kTileK, warp = threadIdx.x / 32;
-    const uint32_t a = base + warp / 2 * 16 * Traits::kM * Traits::kStrideA + lane_offset_a(Traits::kStrideA);
-    const uint32_t b = base + Traits::kABytes +
-                       warp % 2 * Traits::kColumns * (Traits::kTransposed ? Traits::kStrideB : kBytes) +
-                       (Traits::kTransposed ? lane_offset_b(Traits::kStrideB) : 0);
-#pragma unroll 1
-    for (int i = 0; i < Traits::kStages - 1; ++i) {
-      if (i < slices) load(i, i * kTileK);
-      ptx::cp_async_commit();
-    }
-    int stage = 0, next = Traits::kStages - 1;
-#pragma unroll 1
-    for (int i = 0; i < slices; ++i) {
-      ptx::cp_async_wait_groups<Traits::kStages - 2>();
-      __syncthreads();
-      if (i + Traits::kStages - 1 < slices) load(next, (i + Traits::kStages - 1) * kTileK);
-      ptx::cp_async_commit();
-      const uint32_t at = stage * Traits::kStageBytes;
-      if constexpr (Traits::kTransposed) {
-        scores_product<Element, Traits::kM, Traits::kColumns, Traits::kRowBytesA / 32, false, Traits::kStrideA>(c, a + at, b + at, 0, true);
-      } else {
-        weights_product<Element, Traits::kM, Traits::kColumns, kTileK, Traits::kStrideA, Traits::kStrideB>(c, a + at, b + at);
-      }
-      stage = stage + 1 < Traits::kStages ? stage + 1 : 0;
-      next = next + 1 < Traits::kStages ? next + 1 : 0;
-    }
+    load_slice<Traits::kRowsB, Traits::kRowBytesB, Traits::kThreads>(
+        b, weight + (Traits::kTransposedB ? int64_t{offset} : k0 * out.weight_row), out.weight_row,
+        Traits::kTransposedB ? out.columns - column0 : p.depth - k0, Traits::kTransposedB ? valid : (out.columns - column0) * kBytes,
+        out.weight_granule);
   }
 
   // A warp's sums pass through shared memory, so that rows are written in pieces of 16 bytes.
-  __device__ __forceinline__ void store(const float (&c)[Traits::kM][Traits::kColumns / 8][4]) const {
+  __device__ __forceinline__ void store(const typename Traits::Sums& c) const {
     constexpr int kRowBytes = Traits::kColumns * kBytes, kStride = kRowBytes + kRowPadding, kRows = 16 * Traits::kM, kChunks = kRowBytes / 16;
     static_assert(Traits::kThreads / 32 * kRows * kStride <= Traits::kSharedBytes);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -144,7 +78,7 @@ struct ProjectBlock {
           }
         }
     __syncwarp();
-    const int row1 = row0 + warp / 2 * kRows, column = column0 + warp % 2 * Traits::kColumns + lane % kChunks * (16 / kBytes);
+    const int row1 = row0 + warp_row<Traits>(), column = column0 + warp_column<Traits>() + lane % kChunks * (16 / kBytes);
     const int bytes = min(max((out.columns - column) * kBytes, 0), 16);
     const bool wide = bytes == 16 && out.c.granule == 16;
 #pragma unroll 1
@@ -172,15 +106,15 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) project_ker
   const int head = block % p.heads, row0 = block / p.heads * Traits::kTileM;
   const int first = row0 / p.rows, last = (min(row0 + Traits::kTileM, p.batch * p.rows) - 1) / p.rows;
   if (first == last) {
-    const KeyRange live = live_rows(p, first);
+    const KeyRange live = living_rows(p.living, first, kMostTileKeys);
     const int t = row0 - first * p.rows;
     if (t >= live.end || t + Traits::kTileM <= live.begin) return;
   }
   const bool second = tile >= p.projections[0].tiles;
   if (second) tile -= p.projections[0].tiles;
-  const ProjectBlock<Traits> own(p, p.projections[second], head, tile * Traits::kTileN, row0, ptx::shared_address(shared));
-  float c[Traits::kM][Traits::kColumns / 8][4] = {};
-  own.multiply(c);
+  ProjectBlock<Traits> own(p, p.projections[second], head, tile * Traits::kTileN, row0, ptx::shared_address(shared));
+  typename Traits::Sums c = {};
+  multiply_slices<Traits>(c, own.base, own);
   own.store(c);
 }
 
@@ -191,10 +125,10 @@ void launch_project(const ProjectParams& p, int64_t blocks, void* stream) {
   check_launch("launching project");
 }
 
-template <template <bool> class Traits>
+template <class Plain, class Transposed>
 constexpr ProjectInstance instance_of(bool transposed) {
-  static_assert(Traits<false>::kTileM == Traits<true>::kTileM && Traits<false>::kTileN == Traits<true>::kTileN);
-  return {Traits<false>::kTileM, Traits<false>::kTileN, transposed ? launch_project<Traits<true>> : launch_project<Traits<false>>};
+  static_assert(Plain::kTileM == Transposed::kTileM && Plain::kTileN == Transposed::kTileN);
+  return {Plain::kTileM, Plain::kTileN, transposed ? launch_project<Transposed> : launch_project<Plain>};
 }
 
 }  // namespace attile::cuda::generic

@@ -23,6 +23,14 @@ struct Projection {
 // Which rows somebody will read.
 enum class LiveRows : uint8_t { all, queries, keys };
 
+struct Living {
+  LiveRows live;
+  Lengths q_lengths, k_lengths;
+  int32_t sequences;
+  int32_t left, right;  // the band of ForwardParams
+  bool bottom_right;
+};
+
 struct ProjectParams {
   Tensor a;  // head stride 0: one for all
   int32_t batch, rows, heads, depth;
@@ -30,11 +38,7 @@ struct ProjectParams {
   Projection projections[2];
   int32_t column_tiles;  // of both
 
-  LiveRows live;
-  Lengths q_lengths, k_lengths;
-  int32_t sequences;
-  int32_t left, right;  // the band of ForwardParams
-  bool bottom_right;
+  Living living;
 };
 
 struct ProjectInstance {

@@ -207,6 +207,42 @@ typedef struct attile_mla_attention_params {
   attile_config config;
 } attile_mla_attention_params;
 
+/* Gradients of mla_attention: its arguments, its results, and their gradients in; those of query, key_value, w_kc, w_vc and, where they
+ * are given, b_q, b_k, bias and softmax_aux out, in this order. */
+typedef struct attile_mla_attention_backward_params {
+  size_t struct_size;
+  const attile_tensor* dout; /* as out */
+  const attile_tensor* query;
+  const attile_tensor* key_value;
+  const attile_tensor* w_kc;
+  const attile_tensor* w_vc;
+  const attile_tensor* out;
+  const attile_tensor* lse;
+  const attile_tensor* b_q;
+  const attile_tensor* b_k;
+  const attile_tensor* cu_seqlens;
+  const attile_tensor* dlse; /* as lse */
+  const attile_tensor* bias;
+  const attile_tensor* softmax_aux;
+  const attile_tensor* attention_mask;
+  double softmax_scale;
+  double logits_soft_cap;
+  double dropout_prob;
+  uint64_t dropout_seed;
+  int64_t window_left; /* -1: unlimited */
+  int64_t window_right;
+  int32_t has_softmax_scale; /* 0: 1 / sqrt(Dn + R) */
+  int32_t has_logits_soft_cap;
+  int32_t has_dropout_seed;
+  int32_t has_sliding_window;
+  int32_t causal;
+  int32_t causal_alignment; /* attile_alignment */
+  int32_t deterministic; /* the same inputs give the same bits */
+  int32_t platform; /* attile_platform */
+  int32_t strategy; /* attile_mla_strategy */
+  attile_config config;
+} attile_mla_attention_backward_params;
+
 typedef struct attile_merge_states_params {
   size_t struct_size;
   const attile_tensor* out_a; /* [B,T,H,Dv] */
@@ -278,6 +314,7 @@ ATTILE_API attile_status attile_flash_attention_create(const attile_flash_attent
 ATTILE_API attile_status attile_flash_attention_backward_create(const attile_flash_attention_backward_params* params, attile_op** op);
 ATTILE_API attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op);
 ATTILE_API attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op);
+ATTILE_API attile_status attile_mla_attention_backward_create(const attile_mla_attention_backward_params* params, attile_op** op);
 ATTILE_API attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op);
 ATTILE_API attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan);
 /* Queues the copy of a plan made on the host into memory of the device, which it uses from then on; 0 bytes: made on a device. */

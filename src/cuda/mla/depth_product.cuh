@@ -1,39 +1,19 @@
-// c[kM][kN / 8] += A B, as scores_product of tile/product.cuh, but for a B whose rows are the depth: A of 16 kM rows in shared memory, B of
-// kDepth rows and kN columns.
+// c[kM][kN / 8] += A B as shared_product of tile/product.cuh, in float32 too, by three TF32 products: B of kDepth rows and kN columns in shared
+// memory; A a row each of the 16 kM, or, transposed, each of kDepth. Addresses without lane offsets.
 #pragma once
 
 #include "cuda/tile/product.cuh"
 
 namespace attile::cuda {
 
-// a: with lane offset; b: without.
-template <class Element, int kM, int kN, int kDepth, uint32_t kStrideA, uint32_t kStrideB>
-__device__ __forceinline__ void weights_product(float (&c)[kM][kN / 8][4], uint32_t a, uint32_t b) {
+template <class Element, int kM, int kN, int kDepth, bool kTransposed, uint32_t kStrideA, uint32_t kStrideB>
+__device__ __forceinline__ void depth_product(float (&c)[kM][kN / 8][4], uint32_t a, uint32_t b) {
   if constexpr (Element::kBytes == 2) {
-    constexpr int kParts = kN / 16, kSteps = kDepth / 16;
-    b += lane_offset_a(kStrideB);
-    uint32_t rows[2][kM][4], columns[2][4];
-    const auto load_a = [&](int step) {
-#pragma unroll
-      for (int m = 0; m < kM; ++m) ptx::ldmatrix_x4(rows[step % 2][m], a + m * 16 * kStrideA + step * 32);
-    };
-    const auto load_b = [&](int i) { ptx::ldmatrix_x4_trans(columns[i % 2], b + i / kParts * 16 * kStrideB + i % kParts * 32); };
-    load_a(0);
-    load_b(0);
-#pragma unroll
-    for (int i = 0; i < kSteps * kParts; ++i) {
-      const int step = i / kParts, n = i % kParts;
-      if (i + 1 < kSteps * kParts) load_b(i + 1);
-      if (n == 0 && step + 1 < kSteps) load_a(step + 1);
-#pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        Element::mma(c[m][2 * n], rows[step % 2][m], columns[i % 2][0], columns[i % 2][1]);
-        Element::mma(c[m][2 * n + 1], rows[step % 2][m], columns[i % 2][2], columns[i % 2][3]);
-      }
-    }
+    shared_product<Element, kM, kN, kDepth, kTransposed, kStrideA, kStrideB>(c, a, b);
   } else {
     static_assert(kDepth == 32);  // sums of 32 are taken out of the tensor cores
     const uint32_t lane = threadIdx.x % 32;
+    a += kTransposed ? lane % 4 * kStrideA + lane / 4 * 4 : lane_offset_a(kStrideA);
     b += lane % 4 * kStrideB + lane / 4 * 4;
     float sum[kM][kN / 8][4] = {}, small[kM][kN / 8][4] = {};
 #pragma unroll
@@ -42,7 +22,12 @@ __device__ __forceinline__ void weights_product(float (&c)[kM][kN / 8][4], uint3
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
         uint32_t x[4];
-        ptx::ldmatrix_x4(x, a + m * 16 * kStrideA + step * 32);
+        if constexpr (kTransposed) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x[i] = ptx::load_shared(a + (step * 8 + i / 2 * 4) * kStrideA + m * 64 + i % 2 * 32);
+        } else {
+          ptx::ldmatrix_x4(x, a + m * 16 * kStrideA + step * 32);
+        }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const Tf32Pair pair = split_tf32(__uint_as_float(x[i]));
