@@ -43,7 +43,7 @@ def gradients(call, dout, dlse=None):
     u_in, u_acc = epsilon(dtype) / 2, epsilon(np.float32) / 2
     for piece, b, heads, k_index in pieces(exact):
         rows, rows_q = k_index[:-1], piece.out_index[:-1]
-        own = heads.start * heads_k // heads_q
+        own = heads.start * heads_k // max(heads_q, 1)
         made = (dtype, sizes["key"][k_index], sizes["value"][k_index])
         dlse_part = np.zeros(piece.q.shape[:2]) if dlse is None else dlse[piece.lse_index].astype(np.float64)
         d = np.moveaxis(dout[piece.out_index].astype(np.float64), 0, 1)

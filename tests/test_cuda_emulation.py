@@ -122,6 +122,19 @@ def test_deterministic_backward(package, pattern):
     call(package, f"backward({pattern!r}, deterministic=True)")
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(bfloat|float)",  # mla_attention_cases.SMALL
+        "edge-|padded|packed|memory-(gaps|bytes|reversed)|dims(1_|7_|17_|130_)|heads24_3",
+        "larger-bfloat16-(ending|packed)",
+        slow("dims|heads|length|memory|larger|deepseek|mha2mla|minilm"),
+    ],
+)
+def test_backward_of_mla_attention(package, pattern):
+    call(package, f"backward_of_latents({pattern!r})")
+
+
 def test_the_device_is_described(package):
     lines = run(package, "import attile\nconfig = attile.show_config()\nprint(config['gpus'][0]['name'], config['cuda'])")
     assert lines == ["emulated True"]
