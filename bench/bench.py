@@ -5,6 +5,7 @@
     python bench/bench.py forward -k fp32          its cases with "fp32" in their name
     python bench/bench.py decode --save run.json --plot run.png
     python bench/bench.py forward --time-limit 60  fewer repeats, about so many seconds
+    python bench/bench.py mla --quiet              on a machine that others use too: only where and while they do not
     python bench/bench.py compare old.json new.json
     python bench/bench.py readme --from run.json --into README.md
 
@@ -72,7 +73,7 @@ def main(arguments=None):
     run, ceilings, failed = {"machine": machine(with_gpus), "clock": args.clock, "peaks": {}, "cases": []}, {}, []
     print(report.machine_line(run["machine"]), flush=True)
     for suite in args.suite:
-        cases = [problem for problem in SUITES[suite]() if args.filter in problem.id]
+        cases = [problem for problem in SUITES[suite]() if any(part in problem.id for part in args.filter)]
         end = None if args.time_limit is None else time.monotonic() + args.time_limit
         for i, problem in enumerate(cases):
             if problem.place not in ceilings:
@@ -143,6 +144,7 @@ def run_case(problem, args, peaks, share):
         "ms": best.median * 1e3,
         "spread": best.spread,
         "repeats": len(best.seconds),
+        "disturbed": [name for name, t in times.items() if t.disturbed],
         "gflops": problem.flops() / best.median / 1e9,
         "gbytes": problem.bytes() / best.median / 1e9,
         "bound": problem.bound,
@@ -181,12 +183,13 @@ def machine(with_gpus):
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="+", help=f"any of {', '.join(SUITES)}; or compare OLD NEW; or readme --from FILE")
-    parser.add_argument("-k", dest="filter", default="", help="only cases whose name contains this")
+    parser.add_argument("-k", dest="filter", nargs="+", default=[""], metavar="PART", help="only cases whose name contains one of these")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=f"of a suite: fewer repeats, at least {timing.FEWEST}")
     parser.add_argument("--least", type=float, default=2e-3, metavar="SECONDS", help="of one measurement; default: %(default)s")
     parser.add_argument("--kernel", help="force a kernel or an instruction set")
     parser.add_argument("--clock", choices=timing.CLOCKS, default="wall", help="cpu: time of the calling thread, for one thread on a shared machine")
+    parser.add_argument("--quiet", action="store_true", help="go to CPUs that others do not disturb before each measurement (Linux)")
     parser.add_argument("--without", nargs="*", default=[], help="rivals to leave out")
     parser.add_argument("--save", help="write everything to this JSON file")
     parser.add_argument("--plot", help="draw the run into this PNG file (needs matplotlib)")

@@ -12,6 +12,7 @@ import roofline
 import timing
 import tolerance
 from cases import Case, numpy_dtype
+from quiet_cpus import QuietCpus
 
 import attile
 
@@ -57,7 +58,8 @@ class Problem:
 
     def times(self, contenders, args, budget):
         pause = PAUSE if self.threads > 1 else 0.0
-        return timing.interleaved(contenders, args.repeats, args.clock, args.least, budget, pause)
+        cpus = QuietCpus(self.threads) if args.quiet else None
+        return timing.interleaved(contenders, args.repeats, args.clock, args.least, budget, pause, cpus)
 
     @property
     def config(self):

@@ -55,6 +55,8 @@ def line(row):
     ratios = [f"{name} {rival['ratio']:.2f}x" for name, rival in row["rivals"].items()]
     if row["of_one_thread"] is not None:
         ratios.append(f"({row['of_one_thread']:.2f}x of one thread)")
+    if row.get("disturbed"):
+        ratios.append(f"(disturbed: {', '.join(row['disturbed'])})")
     refused = [f"{name} {reason if reason.startswith(('wrong', 'fails')) else '-'}" for name, reason in row["refused"].items()]
     return (
         f"{row['case']:{WIDTH}} {row['kernel']:22} {row['ms']:9.3f} {100 * row['spread']:5.1f}% {row['repeats']:2} {row['gflops']:8.1f} "

@@ -73,6 +73,7 @@ def mla_suite():
         yield LatentDecode(id=f"{name}-decode-h128-576/512-s8192-t2", case=many, rivals=rivals[1:2], threads=2, cold=True)
         mha2mla = MlaCase(id="", batch=8, seqlen_k=2048, heads=32, latent=512, rope=16, head_rope=True, dtype=dtype)
         yield LatentDecode(id=f"{name}-decode-h32-512+16perhead-b8-s2048", case=mha2mla, rivals=("torch-matmul",), **few)
+        yield LatentDecode(id=f"{name}-decode-h32-512+16perhead-b8-s2048-t2", case=mha2mla, threads=2, **few)
         prefill = MlaAttentionCase(
             id="",
             batch=1,

@@ -10,11 +10,13 @@ CLOCKS = {
     "cpu": time.thread_time,  # of the calling thread: for one thread on a machine that others use too
 }
 FEWEST = 3  # repeats, whatever the budget
+MORE = 3  # times the repeats
 
 
 @dataclass(frozen=True)
 class Times:
     seconds: tuple
+    disturbed: bool = False  # no quiet CPUs were found for them
 
     @property
     def median(self):
@@ -27,12 +29,13 @@ class Times:
         return (high - low) / 2 / self.median
 
 
-def interleaved(contenders, repeats=7, clock="wall", least=2e-3, budget=None, pause=0.0):
+def interleaved(contenders, repeats=7, clock="wall", least=2e-3, budget=None, pause=0.0, cpus=None):
     """{name: Times} for {name: functions without arguments}, the first of which was called before.
 
     The functions of one name are the same call on different memory, taken in turns: with enough of them none finds its data in a cache. A
     measurement lasts at least `least` seconds, in a loop where a call is shorter. With a `budget` in seconds there are fewer repeats, but
-    never fewer than FEWEST. `pause` seconds of sleep before each measurement let the other's threads fall asleep.
+    never fewer than FEWEST. `pause` seconds of sleep before each measurement let the other's threads fall asleep. With `cpus`, QuietCpus, only
+    measurements that were quiet count, and up to MORE times as many are made, within the budget; a name that got fewer than FEWEST of them has all.
     """
     now = CLOCKS[clock]
     loops, estimate = {}, 0.0
@@ -44,20 +47,30 @@ def interleaved(contenders, repeats=7, clock="wall", least=2e-3, budget=None, pa
         estimate += loops[name] * once + pause
     if budget is not None:
         repeats = max(FEWEST, min(repeats, int(budget / estimate)))
-    seconds = {name: [] for name in contenders}
+    end = time.perf_counter() + (budget if budget and cpus else float("inf"))
+    seconds, disturbed = ({name: [] for name in contenders} for _ in range(2))
     turn = dict.fromkeys(contenders, 0)
     gc.collect()
     gc.disable()
     try:
-        for _ in range(repeats):
+        for attempt in range(repeats if cpus is None else MORE * repeats):
+            if attempt >= FEWEST and time.perf_counter() > end:
+                break
             for name, functions in contenders.items():
+                if len(seconds[name]) == repeats:
+                    continue
                 calls = [functions[(turn[name] + i) % len(functions)] for i in range(loops[name])]
                 turn[name] += len(calls)
                 time.sleep(pause)
+                if cpus is not None:
+                    cpus.find()
                 start = now()
                 for call in calls:
                     call()
-                seconds[name].append((now() - start) / len(calls))
+                once = (now() - start) / len(calls)
+                (seconds if cpus is None or cpus.still_quiet() else disturbed)[name].append(once)
     finally:
         gc.enable()
-    return {name: Times(tuple(s)) for name, s in seconds.items()}
+        if cpus is not None:
+            cpus.leave()
+    return {name: Times(tuple(s)) if len(s) >= FEWEST else Times((*s, *disturbed[name]), True) for name, s in seconds.items()}

@@ -1,8 +1,10 @@
 """bench/bench.py as a user runs it: one small case, what it saves, and what it makes of saved runs."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,72 @@ def test_a_run_is_drawn(saved, tmp_path):
     picture = tmp_path / "run.png"
     bench("overhead", "--repeats", 3, "--without", "torch", "--plot", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+class Cpus:
+    """Tells of each measurement whether it was quiet."""
+
+    def __init__(self, quiet):
+        self.quiet, self.log = iter(quiet), []
+
+    def find(self):
+        self.log.append("find")
+
+    def still_quiet(self):
+        self.log.append("still_quiet")
+        return next(self.quiet)
+
+    def leave(self):
+        self.log.append("leave")
+
+
+@pytest.mark.parametrize(
+    ("quiet", "measured", "counted", "disturbed"),
+    [
+        ([True] * 4, 4, [1, 2, 3, 4], False),
+        ([False, True, True, False, True, True], 6, [2, 3, 5, 6], False),
+        ([False, True] * 6, 8, [2, 4, 6, 8], False),
+        ([True, False] + [False] * 10, 12, list(range(1, 13)), True),
+    ],
+)
+def test_what_others_disturbed_does_not_count(monkeypatch, quiet, measured, counted, disturbed):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import timing
+
+    now, took, cpus = [0.0], iter(range(20)), Cpus(quiet)
+
+    def call():  # the first, which estimates, takes 0
+        now[0] += next(took)
+
+    monkeypatch.setitem(timing.CLOCKS, "wall", lambda: now[0])
+    times = timing.interleaved({"a": [call]}, repeats=4, least=0, cpus=cpus)["a"]
+    assert sorted(times.seconds) == counted
+    assert times.disturbed == disturbed
+    assert cpus.log == ["find", "still_quiet"] * measured + ["leave"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CPUs are chosen on Linux")
+def test_cpus_are_looked_for_and_given_back(tmp_path):
+    path = tmp_path / "run.json"
+    bench("mla", "overhead", "-k", "wrapper-run", "no such", "--quiet", "--repeats", 3, "--without", "numpy", "--save", path)
+    (row,) = json.loads(path.read_text())["cases"]
+    assert row["case"] == "fp32-mla-wrapper-run"
+    assert row["repeats"] >= 3
+
+
+def test_a_search_leaves_every_thread_where_it_was(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    quiet_cpus = pytest.importorskip("quiet_cpus")
+    if len(quiet_cpus.available()) < 2:
+        pytest.skip("one CPU")
+    before = {thread: os.sched_getaffinity(thread) for thread in quiet_cpus.threads_of_process()}
+    cpus = quiet_cpus.QuietCpus(2)
+    cpus.find()
+    assert len(os.sched_getaffinity(0)) == 1
+    others = set(quiet_cpus.threads_of_process()) - {threading.get_native_id()}
+    assert all(os.sched_getaffinity(thread).isdisjoint(os.sched_getaffinity(0)) for thread in others)
+    cpus.leave()
+    assert all(os.sched_getaffinity(thread) == cpus_of for thread, cpus_of in before.items())
 
 
 def test_wrong_answers_are_not_timed(tmp_path):
