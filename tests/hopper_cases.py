@@ -21,6 +21,7 @@ FEATURES = {
     "padded_keys": {"layout": "padded", "lens_k": (0, 200), "sinks": (4, 1)} | options(causal=True, causal_alignment="bottom_right"),
     "packed": {"layout": "packed", "lens_q": (65, 0, 130, 1), "lens_k": (128, 20, 152, 30)} | options(causal=True, causal_alignment="bottom_right"),
     "packed_window": {"layout": "packed", "lens_q": (65, 100), "lens_k": (0, 300), "sinks": (4, 1)} | options(sliding_window=(50, 40)),
+    "packed_own_keys": {"layout": "packed", "lens_q": (65, 0, 130, 1), "lens_k": (128, 20, 152, 30), "heads_q": 2} | options(causal=True, causal_alignment="bottom_right"),
     "heads_first": {"memory": "heads_first"} | options(causal=True),
 }
 SCORES = {
@@ -29,6 +30,10 @@ SCORES = {
     "bias_aligned": {"bias": (1, 4, 210, 344), "seqlen_k": 344} | options(causal=True),
     "bias_of_keys": {"bias": (4, 1, 340)},
     "bias_of_queries": {"bias": (2, 1, 210, 1)},
+    "bias_float32": {"bias": (2, 4, 210, 340), "bias_dtype": "float32"},
+    "bias_float32_odd": {"bias": (1, 4, 210, 339), "bias_dtype": "float32", "seqlen_k": 339} | options(causal=True, logits_soft_cap=5.0),
+    "bias_float64_of_keys": {"bias": (4, 1, 340), "bias_dtype": "float64"} | options(sliding_window=(70, 13)),
+    "bias_other_half": {"bias": (2, 1, 210, 340), "bias_dtype": "float16"},
     "mask": {"attention_mask": (2, 1, 210, 340)},
     "mask_of_keys": {"attention_mask": (2, 1, 1, 340), "mask_dtype": "int64"} | options(causal=True),
     "segments": {"segments": 3},
@@ -49,14 +54,46 @@ SCORES = {
         "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (130, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
     },
 }
+BOTTOM_RIGHT = options(causal=True, causal_alignment="bottom_right")
+FEW_QUERIES = {  # of grouped heads, which are rows of one tile
+    "group2": {"seqlen_q": 40},
+    "group4": {"seqlen_q": 70, "heads_q": 8} | BOTTOM_RIGHT,
+    "group3": {"seqlen_q": 70, "heads_q": 6, "sinks": (6, 2)} | BOTTOM_RIGHT,
+    "group7_window": {"seqlen_q": 33, "heads_q": 14} | options(sliding_window=(60, 5), causal_alignment="bottom_right"),
+    "group8_one": {"seqlen_q": 1, "heads_q": 8, "heads_k": 1, "keys": "staircase"},
+    "group128": {"seqlen_q": 3, "heads_q": 128, "heads_k": 1} | BOTTOM_RIGHT,
+    "group160_causal": {"batch": 1, "seqlen_q": 2, "heads_q": 160, "heads_k": 1} | BOTTOM_RIGHT,
+    "group4_heads_first": {"seqlen_q": 20, "heads_q": 8, "memory": "heads_first"},
+    "group5_softcap": {"seqlen_q": 60, "heads_q": 10} | options(logits_soft_cap=3.0, causal=True),
+    "group4_segments": {"seqlen_q": 70, "heads_q": 8, "segments": 3} | BOTTOM_RIGHT,
+    "group4_mask": {"seqlen_q": 70, "heads_q": 8, "attention_mask": (2, 1, 70, 340)},
+    "group4_mask_of_heads": {"seqlen_q": 30, "heads_q": 8, "attention_mask": (8, 30, 340)},
+    "group3_bias": {"seqlen_q": 50, "heads_q": 6, "bias": (6, 1, 340)} | BOTTOM_RIGHT,
+    "group4_padded": {"layout": "padded", "seqlen_q": 40, "heads_q": 8, "lens_q": (40, 7), "lens_k": (65, 340), "sinks": (8, 1)} | BOTTOM_RIGHT,
+    "group4_packed": {"layout": "packed", "heads_q": 8, "lens_q": (5, 0, 40, 1), "lens_k": (128, 20, 152, 30)} | BOTTOM_RIGHT,
+    "group3_packed": {"layout": "packed", "heads_q": 6, "lens_q": (50, 12), "lens_k": (0, 300), "sinks": (6, 1)} | options(sliding_window=(50, 40)),
+    "group4_packed_segments": {"layout": "packed", "heads_q": 8, "lens_q": (30, 0, 20), "lens_k": (128, 20, 152), "segments": 3},
+    "group4_everything": {
+        "layout": "padded",
+        "seqlen_q": 60,
+        "heads_q": 8,
+        "lens_q": (60, 31),
+        "lens_k": (165, 340),
+        "bias": (1, 8, 60, 340),
+        "attention_mask": (60, 340),
+        "segments": 2,
+        "sinks": (8, 2),
+        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (130, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
+    },
+}
 DIMS = {(64, 64): "bfloat16", (128, 128): "bfloat16", (96, 96): "bfloat16", (192, 128): "bfloat16", (256, 256): "bfloat16", (40, 72): "float16", (128, 120): "float16"}
-FEW = ("full", "bottom_right", "padded", "packed", "everything", "sinks", "bias", "mask", "segments", "softcap")
+FEW = ("full", "bottom_right", "padded", "packed", "everything", "sinks", "bias", "bias_float32", "mask", "segments", "softcap", "group3", "group4", "group4_packed", "group4_everything")
 
 
 def hopper_cases():
     for (head_dim, head_dim_v), dtype in DIMS.items():
         base = dataclasses.replace(BASE, id=f"hopper{head_dim}_{head_dim_v}-{dtype}", head_dim=head_dim, head_dim_v=head_dim_v, dtype=dtype)
-        every = FEATURES | SCORES
+        every = FEATURES | SCORES | FEW_QUERIES
         yield from cases.variants(base, every if (head_dim, head_dim_v) in ((64, 64), (128, 128)) else {name: every[name] for name in FEW})
 
 

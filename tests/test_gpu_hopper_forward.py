@@ -66,7 +66,11 @@ def test_what_may_lie_anywhere(case):
 
 @pytest.mark.parametrize(
     "name",
-    [f"hopper{dims}-bfloat16-{feature}" for dims in ("64_64", "128_128") for feature in hopper_cases.FEATURES | hopper_cases.SCORES]
+    [
+        f"hopper{dims}-bfloat16-{feature}"
+        for dims in ("64_64", "128_128")
+        for feature in hopper_cases.FEATURES | hopper_cases.SCORES | hopper_cases.FEW_QUERIES
+    ]
     + [f"hopper{dims}-bfloat16-bottom_right" for dims in ("96_96", "192_128", "256_256")],
 )
 def test_the_same_bits_a_hundred_times(name):
@@ -96,6 +100,26 @@ def test_dense_caches(lens, seqlen_q):
             k[b, n:] = v[b, n:] = np.nan
     out, lse = flash_attention_with_kvcache(**gpu.call_on(call, "torch"), return_lse=True, cfg=FlashAttentionConfig(kernel="forward_sm90"))
     Judge(plain).check(gpu.to_numpy(out), gpu.to_numpy(lse))
+
+
+@pytest.mark.parametrize("bias_dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_bias_of_minus_infinity_hides_keys(kernel, bias_dtype):
+    """Whatever they are; one of NaN or +inf reaches its own row alone."""
+    rng = np.random.default_rng(7)
+    dtype = cases.numpy_dtype("bfloat16")
+    call = {name: rng.standard_normal((1, n, 2, 128)).astype(dtype) for name, n in (("query", 200), ("key", 320), ("value", 320))}
+    call["bias"] = rng.standard_normal((1, 2, 200, 320)).astype(cases.numpy_dtype(bias_dtype))
+    call["bias"][..., 5:90] = call["bias"][:, :, 17] = -np.inf
+    call["key"][:, 5:20], call["key"][:, 20:40] = np.nan, np.inf
+    judge = Judge(call)
+    cfg = FlashAttentionConfig(kernel=kernel)
+    out, lse = flash_attention(**gpu.call_on(call, "torch"), return_lse=True, cfg=cfg)
+    judge.check(gpu.to_numpy(out), gpu.to_numpy(lse))
+    call["bias"][..., 50, 9] = np.nan
+    broken = gpu.to_numpy(flash_attention(**gpu.call_on(call, "torch"), cfg=cfg)).astype(np.float32)
+    assert np.isnan(broken[:, 50]).all()
+    np.testing.assert_array_equal(np.delete(broken, 50, 1), np.delete(gpu.to_numpy(out).astype(np.float32), 50, 1))
 
 
 # ---- float8 ----
@@ -132,7 +156,7 @@ def relative(a, b):
 
 @pytest.mark.parametrize("options", [{}, {"causal": True, "causal_alignment": "bottom_right"}], ids=["full", "causal"])
 @pytest.mark.parametrize(("dims", "scales"), [(64, "none"), (128, "none"), (256, "none"), (128, "numbers"), (64, "arrays"), (128, "arrays")])
-@pytest.mark.parametrize("seqlen", [(130, 200), (200, 700)], ids=str)
+@pytest.mark.parametrize("seqlen", [(130, 200), (200, 700), (30, 500)], ids=str)
 def test_float8(dims, scales, seqlen, options):
     import torch
 
@@ -198,7 +222,6 @@ REFUSALS = [
     (lambda: {"key": zeros(2, 512, 2, 132)[..., :128]}, "key's head stride is not a positive multiple of 16 bytes below 2^35: 264"),
     (lambda: {"value": zeros(2, 1, 2, 128).expand(2, 512, 2, 128)}, "value's token stride is not a positive multiple of 16 bytes below 2^35: 0"),
     (lambda: {"key": zeros(2, 0, 2, 128), "value": zeros(2, 0, 2, 128)}, "takes at least one sequence, head, query and key"),
-    (lambda: {"bias": zeros(256, 512, dtype="float32")}, "takes a bias of the queries' dtype only: expected bfloat16, got float32"),
     (lambda: {"dropout_prob": 0.1, "dropout_seed": 1}, "does not take dropout"),
     (lambda: {"normalize_output": False}, "does not take normalize_output=False"),
 ]
@@ -213,4 +236,10 @@ def test_few_queries_go_to_the_generic_kernel():
     report = explain(flash_attention, zeros(1, 3, 8, 128), zeros(1, 4096, 8, 128), zeros(1, 4096, 8, 128))
     reasons = {row["kernel"]: row["reason"] for row in report["refused"]}
     assert report["kernel"] == "forward_generic_sm80"
-    assert reasons["forward_sm90"] == "fewer than 32 queries a sequence are not worth its tiles"
+    assert reasons["forward_sm90"] == "fewer than 32 rows (queries x heads of a group) a sequence are not worth its tiles"
+
+
+@pytest.mark.parametrize(("seqlen_q", "heads_q", "kernel"), [(4, 8, "forward_generic_sm80"), (8, 16, "forward_sm90"), (32, 4, "forward_sm90")])
+def test_heads_of_a_group_are_rows_of_a_tile(seqlen_q, heads_q, kernel):
+    report = explain(flash_attention, zeros(64, seqlen_q, heads_q, 128), zeros(64, 600, 4, 128), zeros(64, 600, 4, 128))
+    assert report["kernel"] == kernel

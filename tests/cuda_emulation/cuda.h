@@ -12,11 +12,11 @@ enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B,
 enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B };
 enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE };
 
-// Four dimensions; steps in bytes.
+// Five dimensions, the missing ones of one element; steps in bytes.
 struct CUtensorMap {
   char* base;
-  uint64_t dims[4], steps[4];
-  uint32_t box[2], size;  // columns and rows; bytes an element
+  uint64_t dims[5], steps[5];
+  uint32_t box[3], size;  // of the first three dimensions; bytes an element
   CUtensorMapSwizzle swizzle;
 };
 

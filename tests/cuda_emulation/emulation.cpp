@@ -102,7 +102,7 @@ struct Copy {
 struct Box {
   CUtensorMap map;
   uint32_t shared;
-  std::array<int, 4> at;
+  std::array<int, 5> at;
 };
 
 struct Barrier {
@@ -388,14 +388,14 @@ void complete(Barrier& b) {
 template <class Function>
 void for_box(const Box& box, Function function) {
   const CUtensorMap& m = box.map;
-  const uint32_t line = m.box[0] * m.size, mask = m.swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 7 : 3;
+  const uint32_t line = m.box[0] * m.size, mask = m.swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 7 : m.swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 3 : 0;
   if (box.shared % 1024) fail("a box of shared memory that does not begin on 1024 bytes");
-  for (uint32_t i = 0; i < m.box[1]; ++i)
+  for (uint32_t i = 0; i < m.box[1] * m.box[2]; ++i)
     for (uint32_t column = 0; column < m.box[0]; ++column) {
-      const int64_t at[4] = {box.at[0] + int64_t{column}, box.at[1] + int64_t{i}, box.at[2], box.at[3]};
+      const int64_t at[5] = {box.at[0] + int64_t{column}, box.at[1] + int64_t{i % m.box[1]}, box.at[2] + int64_t{i / m.box[1]}, box.at[3], box.at[4]};
       bool inside = true;
       uint64_t address = reinterpret_cast<uint64_t>(m.base);
-      for (int d = 0; d < 4; ++d) {
+      for (int d = 0; d < 5; ++d) {
         inside &= at[d] >= 0 && static_cast<uint64_t>(at[d]) < m.dims[d];
         address += static_cast<uint64_t>(at[d]) * m.steps[d];
       }
@@ -425,7 +425,7 @@ void barrier_wait(uint32_t bar, uint32_t parity) {
   while ((b.phase & 1) == parity) {
     for (const Box& box : std::exchange(b.loads, {})) {
       for_box(box, [](char* to, const char* from, uint32_t size) { from ? memcpy(to, from, size) : memset(to, 0, size); });
-      b.bytes -= static_cast<int>(box.map.box[0] * box.map.box[1] * box.map.size);
+      b.bytes -= static_cast<int>(box.map.box[0] * box.map.box[1] * box.map.box[2] * box.map.size);
       complete(b);
     }
     if ((b.phase & 1) == parity) wait();
@@ -446,8 +446,8 @@ void named_barrier(int id, int count, bool waits) {
 
 // ---- TMA ----
 
-void tensor_load(uint32_t to, const CUtensorMap& map, uint32_t bar, std::array<int, 4> at) { barrier_at(bar).loads.push_back({map, to, at}); }
-void tensor_store(uint32_t from, const CUtensorMap& map, std::array<int, 4> at) { own_fiber().stores.push_back({map, from, at}); }
+void tensor_load(uint32_t to, const CUtensorMap& map, uint32_t bar, std::array<int, 5> at) { barrier_at(bar).loads.push_back({map, to, at}); }
+void tensor_store(uint32_t from, const CUtensorMap& map, std::array<int, 5> at) { own_fiber().stores.push_back({map, from, at}); }
 void wait_for_stores() {
   for (const Box& box : own_fiber().stores)
     for_box(box, [](const char* from, char* to, uint32_t size) {

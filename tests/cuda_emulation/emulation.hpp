@@ -135,8 +135,8 @@ void named_barrier(int id, int count, bool wait);
 
 // ---- TMA ----
 
-void tensor_load(uint32_t to, const CUtensorMap& map, uint32_t bar, std::array<int, 4> at);
-void tensor_store(uint32_t from, const CUtensorMap& map, std::array<int, 4> at);
+void tensor_load(uint32_t to, const CUtensorMap& map, uint32_t bar, std::array<int, 5> at);
+void tensor_store(uint32_t from, const CUtensorMap& map, std::array<int, 5> at);
 void wait_for_stores();
 
 // ---- products of a warpgroup ----
@@ -246,6 +246,11 @@ inline uint32_t __vcmpne4(uint32_t x, uint32_t y) {
   uint32_t r = 0;
   for (int i = 0; i < 32; i += 8) r |= (x >> i & 0xff) != (y >> i & 0xff) ? 0xffu << i : 0;
   return r;
+}
+// The largest of each half, as unsigned numbers.
+inline uint32_t __vimax3_u16x2(uint32_t x, uint32_t y, uint32_t z) {
+  const auto largest = [&](uint32_t half) { return std::max({x & half, y & half, z & half}); };
+  return largest(0xffff) | largest(0xffff0000u);
 }
 // Four of the eight bytes of x and y.
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t which) {

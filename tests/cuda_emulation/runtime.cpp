@@ -43,11 +43,14 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuui
                                 const cuuint32_t* box, const cuuint32_t* element_steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   const uint32_t size = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
-  bool good = (rank == 3 || rank == 4) && reinterpret_cast<uintptr_t>(base) % 16 == 0 && box[2] == 1 && (rank == 3 || box[3] == 1);
-  good &= box[0] * size == (swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 128u : 64u) && box[1] <= 256;
-  *map = {static_cast<char*>(base), {}, {size, steps[0], steps[1], rank == 4 ? steps[2] : 16}, {box[0], box[1]}, size, swizzle};
-  map->dims[3] = 1;
+  bool good = rank >= 3 && rank <= 5 && reinterpret_cast<uintptr_t>(base) % 16 == 0;
+  const uint32_t line = box[0] * size;
+  good &= swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ? line % 16 == 0 && box[0] <= 256 : line == (swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 128u : 64u);
+  good &= box[1] <= 256 && box[2] <= 256;
+  *map = {static_cast<char*>(base), {1, 1, 1, 1, 1}, {size, 16, 16, 16, 16}, {box[0], box[1], box[2]}, size, swizzle};
   for (int d = 0; d < static_cast<int>(rank); ++d) {
+    if (d > 0) map->steps[d] = steps[d - 1];
+    good &= d < 3 || box[d] == 1;
     good &= dims[d] >= 1 && dims[d] <= uint64_t{1} << 32 && element_steps[d] == 1 && (d == 0 || (map->steps[d] % 16 == 0 && map->steps[d] < uint64_t{1} << 40));
     map->dims[d] = dims[d];
   }

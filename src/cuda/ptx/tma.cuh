@@ -21,13 +21,20 @@ __device__ __forceinline__ void tma_load_4d(uint32_t to, const CUtensorMap* map,
       ::"r"(to), "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(hint)
       : "memory");
 }
+__device__ __forceinline__ void tma_load_5d(uint32_t to, const CUtensorMap* map, uint32_t bar, uint64_t hint, int c0, int c1, int c2, int c3, int c4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;"
+      ::"r"(to), "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(hint)
+      : "memory");
+}
 
 // By the threads that say yes; without a branch, which would cost the code around it its uniform registers.
-__device__ __forceinline__ void tma_store_4d_if(bool yes, uint32_t from, const CUtensorMap* map, int c0, int c1, int c2, int c3) {
+__device__ __forceinline__ void tma_store_5d_if(bool yes, uint32_t from, const CUtensorMap* map, int c0, int c1, int c2, int c3, int c4) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
-      "@p cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n}"
-      ::"l"(map), "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(int(yes))
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %7, 0;\n"
+      "@p cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];\n}"
+      ::"l"(map), "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "r"(int(yes))
       : "memory");
 }
 __device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

@@ -8,16 +8,17 @@
 
 namespace attile::cuda::sm90 {
 
-// Writes 64 x Dv floats as 16-bit ones: the four threads of a row transpose 4 x 4 words so that each has 16 contiguous bytes. out: of the
-// warpgroup's first row. kWhole: these begin on 16 bytes, and each is there or not; else bytes go one by one.
-template <class Element, bool kWhole, int kRegs>
-__device__ __forceinline__ void store_rows(const float (&o)[kRegs], const float (&factor)[2], const Params& p, char* out, int rows_left) {
+// Writes 64 x Dv floats as 16-bit ones: the four threads of a row transpose 4 x 4 words so that each has 16 contiguous bytes. line_of: where a row
+// of the 64 goes, or null. kWhole: these begin on 16 bytes, and each is there or not; else bytes go one by one.
+template <class Element, bool kWhole, int kRegs, class LineOf>
+__device__ __forceinline__ void store_rows(const float (&o)[kRegs], const float (&factor)[2], const Params& p, LineOf line_of) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
   const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    char* line = out + (row + 8 * r) * p.out_row + quad * 16;
-    const int columns = row + 8 * r < rows_left ? p.head_dim_v - 8 * quad : 0;
+    char* const begin = line_of(row + 8 * r);
+    char* const line = begin + quad * 16;
+    const int columns = begin ? p.head_dim_v - 8 * quad : 0;
 #pragma unroll
     for (int c = 0; c < kRegs / 16; ++c) {  // 32 columns
       uint32_t w[4];
@@ -45,17 +46,18 @@ __device__ __forceinline__ void store_rows(const float (&o)[kRegs], const float 
 }
 
 // One branch for all: inside, it would cost a tenth of the speed.
-template <class Element, int kRegs>
-__device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (&factor)[2], const Params& p, char* out, int rows_left) {
-  if (p.out_aligned && p.head_dim_v % 8 == 0) store_rows<Element, true>(o, factor, p, out, rows_left);
-  else store_rows<Element, false>(o, factor, p, out, rows_left);
+template <class Element, int kRegs, class LineOf>
+__device__ __forceinline__ void store_out(const float (&o)[kRegs], const float (&factor)[2], const Params& p, LineOf line_of) {
+  if (p.out_aligned && p.head_dim_v % 8 == 0) store_rows<Element, true>(o, factor, p, line_of);
+  else store_rows<Element, false>(o, factor, p, line_of);
 }
 
 // The same through shared memory (this warpgroup's 64 query rows at `rows`, swizzled as Q was) and TMA, which leaves out rows and columns that do
 // not exist. The caller's thread 0 waits for the copy before that memory is used again. Rows that TMA cannot write are copied by the threads.
-template <class T, int kRegs>
+// first: the position of the first row.
+template <class T, int kRegs, class LineOf>
 __device__ __forceinline__ void store_out_by_q(const float (&o)[kRegs], const float (&factor)[2], uint32_t rows, const Params& p, const Work& w,
-                                               int first_row, char* out, int rows_left, int barrier) {
+                                               int first, LineOf line_of, int barrier) {
   using Element = typename T::Element;
   const int lane = threadIdx.x % 32;
   const uint32_t line = rows + (threadIdx.x % 128 / 32 * 16 + lane % 16) * 128;
@@ -71,16 +73,23 @@ __device__ __forceinline__ void store_out_by_q(const float (&o)[kRegs], const fl
   const RowOrigin at = origin(p.out_steps, w.row0_q, w.seqlen_q, w.head, w.batch);
 #pragma unroll
   for (int c = 0; c < T::kBlocksV; ++c)
-    ptx::tma_store_4d_if(p.out_by_tma && threadIdx.x % 128 == 0, rows + c * T::kTileM * 128, &p.out_map, 64 * c, at.first + first_row, at.a, at.b);
+    ptx::tma_store_5d_if(p.out_by_tma && threadIdx.x % 128 == 0, rows + c * T::kTileM * 128, &p.out_map, 64 * c, 0, at.first + first, at.a, at.b);
   ptx::tma_store_commit();
   if (!p.out_by_tma) {
-    const int words = (p.head_dim_v + 1) / 2;
+    const auto place = [&](int row, int column) { return rows + column / 64 * T::kTileM * 128 + row * 128 + ((column % 64 / 8) ^ (row % 8)) * 16 + column % 8 * 2; };
+    const bool whole = p.out_aligned && p.head_dim_v % 8 == 0;  // pieces of 8 elements, else of two
+    const int each = whole ? 8 : 2, pieces = (p.head_dim_v + each - 1) / each;
 #pragma unroll 1
-    for (int i = threadIdx.x % 128; i < min(64, rows_left) * words; i += 128) {
-      const int row = i / words, column = i % words * 2;
-      const uint32_t two =
-          ptx::load_shared(rows + column / 64 * T::kTileM * 128 + row * 128 + ((column % 64 / 8) ^ (row % 8)) * 16 + column % 8 * 2);
-      char* to = out + row * p.out_row + column * 2;
+    for (int i = threadIdx.x % 128; i < 64 * pieces; i += 128) {
+      const int row = i / pieces, column = i % pieces * each;
+      char* const line = line_of(row);
+      if (!line) continue;
+      char* const to = line + column * 2;
+      if (whole) {
+        *reinterpret_cast<uint4*>(to) = ptx::load_shared_16(place(row, column));
+        continue;
+      }
+      const uint32_t two = ptx::load_shared(place(row, column));
       store_unaligned<uint16_t>(to, static_cast<uint16_t>(two));
       if (column + 1 < p.head_dim_v) store_unaligned<uint16_t>(to + 2, static_cast<uint16_t>(two >> 16));
     }

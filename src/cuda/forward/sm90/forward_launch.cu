@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "core/check.hpp"
 #include "cuda/device.hpp"
 #include "cuda/forward/sm90/instances.cuh"
 #include "cuda/forward/sm90/tensor_maps.hpp"
@@ -25,10 +26,10 @@ int64_t bytes_of(DType t) { return static_cast<int64_t>(size_of(t)); }
 
 bool varying(const Sequences& s) { return s.cu || s.lens; }
 
-// Rows and 16-byte pieces of keys begin on 16 bytes, and each row is its own.
-bool bias_by_tma(const View& b) {
+// Of the queries' dtype, rows and 16-byte pieces of keys begin on 16 bytes, and each row is its own.
+bool bias_by_tma(const View& b, DType dtype) {
   const bool aligned = reinterpret_cast<uintptr_t>(b.data) % 16 == 0 && b.stride[0] % 8 == 0 && b.stride[1] % 8 == 0 && b.stride[2] % 8 == 0;
-  return aligned && b.stride[3] == 1 && b.stride[2] > 0 && b.stride[1] >= 0 && b.stride[0] >= 0 && b.shape[3] > 1;
+  return aligned && b.dtype == dtype && b.stride[3] == 1 && b.stride[2] > 0 && b.stride[1] >= 0 && b.stride[0] >= 0 && b.shape[3] > 1;
 }
 
 Kind kind_of(const AttentionProblem& p) {
@@ -41,7 +42,7 @@ Kind kind_of(const AttentionProblem& p) {
     case kSegmentIds: return Kind::kSegments;
     case kAttentionMask: return Kind::kMask;
     case kSoftcap: return Kind::kCap;
-    case kBias: return bias_by_tma(p.bias) ? Kind::kBias : Kind::kScores;
+    case kBias: return bias_by_tma(p.bias, p.dtype) ? Kind::kBias : Kind::kScores;
     default: return Kind::kScores;
   }
 }
@@ -59,21 +60,48 @@ std::span<const Instance> instances_of(const AttentionProblem& p) {
 }
 
 // Head dims without a kernel of the kind have one of all kinds.
-const Instance* find_instance(const AttentionProblem& p) {
+const Instance& instance_of_kind(const AttentionProblem& p, Kind wanted) {
   const std::span<const Instance> all = instances_of(p);
-  for (const Kind kind : {kind_of(p), Kind::kScores})
+  for (const Kind kind : {wanted, Kind::kScores})
     for (const Instance& i : all)
-      if (i.kind == kind && p.k_seqs.longest <= i.to_keys && p.head_dim <= i.dim && p.head_dim_v <= i.dim_v) return &i;
-  return nullptr;
+      if (i.kind == kind && p.k_seqs.longest <= i.to_keys && p.head_dim <= i.dim && p.head_dim_v <= i.dim_v) return i;
+  throw Error(ATTILE_RUNTIME_ERROR, "forward_sm90 has no kernel for these head dims");
+}
+
+// The instance, and how many heads of a group are rows of one tile (rows.cuh).
+struct Choice : Instance {
+  int heads;
+  int64_t positions() const { return tile_m / heads; }
+};
+
+bool can_pack(const AttentionProblem& p, Kind kind) {
+  const bool mask_of_heads = p.has(kAttentionMask) && p.attention_mask.stride[1] != 0;  // key tiles are found for all rows of a tile at once
+  return kind != Kind::kBias && !mask_of_heads;
+}
+
+// Heads are packed where that leaves at most nine tenths of the tiles.
+Choice choose(const AttentionProblem& p) {
+  const Kind kind = kind_of(p);
+  const Choice plain{instance_of_kind(p, kind), 1};
+  if (p.group < 2 || p.batch < 1 || !can_pack(p, kind)) return plain;
+  const int64_t length = p.q_seqs.packed ? ceil_div(p.q_seqs.rows, p.batch) : p.q_seqs.rows;
+  Choice best{instance_of_kind(p, std::max(kind, Kind::kBand)), 1};
+  int64_t least = ceil_div(length, plain.tile_m) * p.group * 9 / 10;
+  for (int heads = 2; heads <= std::min<int64_t>(p.group, best.tile_m); ++heads)
+    if (p.group % heads == 0)
+      if (const int64_t tiles = ceil_div(length, best.tile_m / heads) * (p.group / heads); tiles <= least) least = tiles, best.heads = heads;
+  return best.heads > 1 ? best : plain;
 }
 
 // ---- how many tiles ----
 
-int64_t m_tiles_of(const AttentionProblem& p, const Instance& i) {
-  const int64_t tiles = ceil_div(p.q_seqs.rows, i.tile_m);
+int64_t m_tiles_of(const AttentionProblem& p, const Choice& i) {
+  const int64_t tiles = ceil_div(p.q_seqs.rows, i.positions());
   return p.q_seqs.packed ? tiles + p.batch + 1 : tiles;  // as many as there can be
 }
-int64_t tiles_of(const AttentionProblem& p, const Instance& i) { return m_tiles_of(p, i) * p.heads_q * (p.q_seqs.packed ? 1 : p.batch); }
+int64_t tiles_of(const AttentionProblem& p, const Choice& i) {
+  return m_tiles_of(p, i) * (p.heads_q / i.heads) * (p.q_seqs.packed ? 1 : p.batch);
+}
 
 // How many (batch, head) pairs share a section: not more key heads than fit in L2, nor more than it takes to occupy every multiprocessor (so
 // the reads spread over time); of the sizes near that, one that leaves no small section last.
@@ -86,14 +114,14 @@ int64_t section_size(int64_t pairs, int64_t group, int64_t m_tiles, int64_t kv_b
   return best;
 }
 
-TileOrder order_of(const AttentionProblem& p, const Instance& i) {
-  const int64_t m_tiles = m_tiles_of(p, i), batches = p.q_seqs.packed ? 1 : p.batch, pairs = p.heads_q * batches;
+TileOrder order_of(const AttentionProblem& p, const Choice& i) {
+  const int64_t m_tiles = m_tiles_of(p, i), batches = p.q_seqs.packed ? 1 : p.batch, heads = p.heads_q / i.heads, pairs = heads * batches;
   const int64_t kv_bytes = p.k_seqs.longest * (p.head_dim + p.head_dim_v) * bytes_of(p.dtype);
-  int64_t section = section_size(pairs, p.group, m_tiles, kv_bytes, device(p.device_id).multiprocessors);
+  int64_t section = section_size(pairs, p.group / i.heads, m_tiles, kv_bytes, device(p.device_id).multiprocessors);
   const bool bias = i.kind == Kind::kBias, by_batch = bias && p.bias.stride[0] == 0 && p.bias.stride[1] != 0 && batches > 1;
   if (by_batch) section = std::max<int64_t>(1, (section + batches / 2) / batches) * batches;  // they share the bias, the heads do not
   const auto narrow = [](int64_t x) { return static_cast<int>(x); };
-  return {narrow(m_tiles), narrow(p.heads_q), narrow(batches), narrow(std::min(section, pairs)), p.causal || bias, by_batch};
+  return {narrow(m_tiles), narrow(heads), narrow(batches), narrow(std::min(section, pairs)), p.causal || bias, by_batch};
 }
 
 // ---- the workspace ----
@@ -104,14 +132,14 @@ bool plain_sinks(const View& s) { return s.dtype == DType::f32 && s.shape[3] == 
 struct MaskShape {
   int batches, heads, rows, keys, words, m_tiles, n_tiles;
 };
-MaskShape mask_shape(const AttentionProblem& p, const Instance& i) {
+MaskShape mask_shape(const AttentionProblem& p, const Choice& i) {
   const View& m = p.attention_mask;
   const auto own = [&](int d) { return m.stride[d] ? static_cast<int>(m.shape[d]) : 1; };
   const int keys = static_cast<int>(m.shape[3]);
-  return {own(0), own(1), own(2), keys, (keys + 127) / 128 * 4, static_cast<int>(ceil_div(m.shape[2], i.tile_m)), static_cast<int>(ceil_div(keys, i.tile_n))};
+  return {own(0), own(1), own(2), keys, (keys + 127) / 128 * 4, static_cast<int>(ceil_div(m.shape[2], i.positions())), static_cast<int>(ceil_div(keys, i.tile_n))};
 }
 
-bool has_segment_ranges(const AttentionProblem& p, const Instance& i) {
+bool has_segment_ranges(const AttentionProblem& p, const Choice& i) {
   return (i.kind == Kind::kSegments || i.kind == Kind::kScores) && p.has(kSegmentIds) && !p.q_seqs.packed;
 }
 int64_t transposed_row(const AttentionProblem& p) { return ceil_div(p.k_seqs.rows, kTransposedKeys) * kTransposedKeys; }
@@ -119,7 +147,7 @@ int64_t transposed_row(const AttentionProblem& p) { return ceil_div(p.k_seqs.row
 struct Workspace {
   size_t bytes = 0, counter, sinks, tiles, bits, values;
 };
-Workspace workspace_of(const AttentionProblem& p, const Instance& i) {
+Workspace workspace_of(const AttentionProblem& p, const Choice& i) {
   Workspace w;
   const auto take = [&](int64_t bytes) {
     const size_t at = w.bytes;
@@ -158,14 +186,14 @@ std::string float8_objection(const AttentionProblem& p) {
   return "";
 }
 
-std::string size_objection(const AttentionProblem& p, const Instance& i) {
+std::string size_objection(const AttentionProblem& p, const Choice& i) {
   if (p.batch < 1 || p.heads_q < 1 || p.heads_k < 1 || p.q_seqs.rows < 1 || p.k_seqs.rows < 1) return "takes at least one sequence, head, query and key";
   if (p.q_seqs.rows >= Band::kUnlimited || p.k_seqs.rows >= Band::kUnlimited) return "takes fewer than 2^29 tokens";
   if (tiles_of(p, i) >= INT_MAX / 2) return "takes fewer than 2^30 tiles of queries";
   return "";
 }
 
-std::string config_objection(const Config& config, const Instance& i) {
+std::string config_objection(const Config& config, const Choice& i) {
   const struct {
     const char* name;
     int64_t value, own;
@@ -186,18 +214,16 @@ std::string memory_objection(const AttentionProblem& p) {
     if (std::string why = tma_objection(name, v); !why.empty()) return why;
     if (ending && ending_steps(v).row == 0) return std::string(name) + " has more than 2^31 steps of its strides' common divisor";
   }
-  if (p.has(kBias) && p.bias.dtype != p.dtype)
-    return std::string("takes a bias of the queries' dtype only: expected ") + info(p.dtype).name + ", got " + info(p.bias.dtype).name;
-  if (p.has(kBias) && (reinterpret_cast<uintptr_t>(p.bias.data) % 2)) return "takes a bias that begins on 2 bytes";
+  if (p.has(kBias) && reinterpret_cast<uintptr_t>(p.bias.data) % size_of(p.bias.dtype)) return "takes a bias that is aligned";
   for (const View& ids : {p.q_ids, p.k_ids})
     if (p.has(kSegmentIds) && reinterpret_cast<uintptr_t>(ids.data) % size_of(ids.dtype)) return "takes segment ids that are aligned";
   return "";
 }
 
 // forward_generic_sm80 packs the heads of a group, and splits the keys.
-std::string too_few_rows(const AttentionProblem& p, const Config& config, const Instance& i) {
+std::string too_few_rows(const AttentionProblem& p, const Config& config, const Choice& i) {
   if (!config.kernel.empty() || p.dtype == DType::f8e4m3) return "";
-  if (p.q_seqs.longest < 32) return "fewer than 32 queries a sequence are not worth its tiles";
+  if (p.q_seqs.longest * i.heads < 32) return "fewer than 32 rows (queries x heads of a group) a sequence are not worth its tiles";
   const int64_t tiles = tiles_of(p, i);
   if (4 * tiles < device(p.device_id).multiprocessors && p.k_seqs.longest >= 1024)
     return std::to_string(tiles) + " tiles of queries leave most multiprocessors idle, and their keys are not split";
@@ -212,7 +238,7 @@ std::string why_not(const AttentionProblem& p, const Config& config) {
     return "takes head dims of at most 256: got " + std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);
   if (!(p.softmax_scale > 0)) return "takes a positive softmax_scale only";
   if (std::string why = float8_objection(p); !why.empty()) return why;
-  const Instance& i = *find_instance(p);
+  const Choice i = choose(p);
   if (std::string why = size_objection(p, i); !why.empty()) return why;
   if (std::string why = memory_objection(p); !why.empty()) return why;
   if (std::string why = config_objection(config, i); !why.empty()) return why;
@@ -220,7 +246,7 @@ std::string why_not(const AttentionProblem& p, const Config& config) {
 }
 
 Plan plan(const AttentionProblem& p, const Config&, int) {
-  const Instance& i = *find_instance(p);
+  const Choice i = choose(p);
   Plan plan;
   plan.block_q = i.tile_m;
   plan.block_k = i.tile_n;
@@ -247,20 +273,27 @@ CUtensorMap map_of(const View& v, bool ending, int box_rows, EndingSteps& steps)
 
 int band_side(int64_t side) { return static_cast<int>(std::min<int64_t>(side, Band::kUnlimited)); }
 
-void set_output(Params& f, const AttentionProblem& p) {
+CUtensorMap packed_map_of(const View& v, int heads, bool ending, int box_positions, EndingSteps& steps) {
+  if (!ending) return packed_rows_map(v, heads, box_positions);
+  const EndingMap map = ending_steps(every_nth_head(v, heads));
+  steps = steps_of(map);
+  return packed_ending_rows_map(v, heads, map, box_positions);
+}
+
+void set_output(Params& f, const AttentionProblem& p, const Choice& i) {
   const int64_t size = bytes_of(p.out.dtype);
   f.out = p.out.data;
   f.out_batch = p.out.stride[0] * size, f.out_row = p.out.stride[1] * size, f.out_head = p.out.stride[2] * size;
   f.head_dim_v = static_cast<int>(p.head_dim_v);
   f.out_aligned = f.out_by_tma = tma_objection("out", p.out).empty();
-  if (p.q_seqs.packed && ending_steps(p.out).row == 0) f.out_by_tma = false;
-  if (f.out_by_tma) f.out_map = map_of(p.out, p.q_seqs.packed, 64, f.out_steps);
+  if (64 % i.heads || (p.q_seqs.packed && ending_steps(p.out).row == 0)) f.out_by_tma = false;
+  if (f.out_by_tma) f.out_map = packed_map_of(p.out, i.heads, p.q_seqs.packed, 64 / i.heads, f.out_steps);
   if (!p.lse) return;
   f.lse = reinterpret_cast<float*>(p.lse.data);
   f.lse_batch = p.lse.stride[0], f.lse_head = p.lse.stride[1], f.lse_row = p.lse.stride[2];
 }
 
-void set_segments(Params& f, const AttentionProblem& p, const Instance& i, int4* tiles, void* stream) {
+void set_segments(Params& f, const AttentionProblem& p, const Choice& i, int4* tiles, void* stream) {
   const auto strides = [](const View& v, int64_t& batch, int64_t& row) { batch = v.stride[2] * bytes_of(v.dtype), row = v.stride[3] * bytes_of(v.dtype); };
   SegmentParams& s = f.segments;
   s.q = p.q_ids.data, s.k = p.k_ids.data;
@@ -268,10 +301,10 @@ void set_segments(Params& f, const AttentionProblem& p, const Instance& i, int4*
   s.q_wide = p.q_ids.dtype == DType::i64, s.k_wide = p.k_ids.dtype == DType::i64;
   if (!has_segment_ranges(p, i)) return;
   f.ranges = {tiles, 1, 0, f.order.m_tiles};
-  find_segment_tiles(s, static_cast<int>(p.batch), f.seqlen_q, f.seqlen_k, f.order.m_tiles, i.tile_m, i.tile_n, tiles, stream);
+  find_segment_tiles(s, static_cast<int>(p.batch), f.seqlen_q, f.seqlen_k, f.order.m_tiles, f.packing.positions, i.tile_n, tiles, f.counter, stream);
 }
 
-void set_mask(Params& f, const AttentionProblem& p, const Instance& i, int4* tiles, uint32_t* bits, void* stream) {
+void set_mask(Params& f, const AttentionProblem& p, const Choice& i, int4* tiles, uint32_t* bits, void* stream) {
   const View& m = p.attention_mask;
   const MaskShape s = mask_shape(p, i);
   const int64_t size = bytes_of(m.dtype), plane = int64_t{s.rows} * s.words;
@@ -281,11 +314,11 @@ void set_mask(Params& f, const AttentionProblem& p, const Instance& i, int4* til
   f.mask = {bits, s.batches > 1 ? plane * s.heads : 0, s.heads > 1 ? plane : 0, s.rows > 1 ? s.words : 0, s.rows, s.words};
   f.k_lengths.most = std::min(f.k_lengths.most, s.keys);
   if (p.has(kSegmentIds)) return;  // ranges are the documents'
-  find_mask_tiles(bits, s.batches * s.heads, s.rows, s.words, s.m_tiles, i.tile_m, i.tile_n, s.n_tiles, tiles, stream);
+  find_mask_tiles(bits, s.batches * s.heads, s.rows, s.words, s.m_tiles, f.packing.positions, i.tile_n, s.n_tiles, tiles, f.counter, stream);
   f.ranges = {tiles, s.batches > 1 ? s.heads : 0, s.heads > 1 ? 1 : 0, s.m_tiles};
 }
 
-void set_bias(Params& f, const AttentionProblem& p, const Instance& i) {
+void set_bias(Params& f, const AttentionProblem& p, const Choice& i) {
   const View& b = p.bias;
   if (i.kind == Kind::kBias) {
     f.bias = bias_map(b, i.bias_columns, i.tile_m);
@@ -293,11 +326,12 @@ void set_bias(Params& f, const AttentionProblem& p, const Instance& i) {
     return;
   }
   ScoreParams& s = f.scores;
-  s.bias = b.data;
-  s.bias_batch = b.stride[0] * 2, s.bias_head = b.stride[1] * 2, s.bias_row = b.stride[2] * 2, s.bias_key = b.stride[3] * 2;
+  const int64_t size = bytes_of(b.dtype);
+  s.bias = b.data, s.bias_type = b.dtype;
+  s.bias_batch = b.stride[0] * size, s.bias_head = b.stride[1] * size, s.bias_row = b.stride[2] * size, s.bias_key = b.stride[3] * size;
   s.bias_rows = static_cast<int>(b.shape[2]), s.bias_keys = static_cast<int>(b.shape[3]);
   const int64_t bits = static_cast<int64_t>(reinterpret_cast<uintptr_t>(b.data)) | s.bias_batch | s.bias_head | s.bias_row;
-  s.bias_pairs = b.stride[3] == 1 && bits % 4 == 0;
+  s.bias_pairs = b.stride[3] == 1 && bits % (2 * size) == 0;
 }
 
 void set_scale(Params& f, const AttentionProblem& p, Kind kind) {
@@ -316,7 +350,7 @@ void set_factors(const View& v, const float*& data, int64_t& batch, int64_t& hea
   if (v) data = reinterpret_cast<const float*>(v.data), batch = v.stride[2], head = v.stride[3];
 }
 
-void set_values(Params& f, const AttentionProblem& p, const Instance& i, uint8_t* transposed, void* stream) {
+void set_values(Params& f, const AttentionProblem& p, const Choice& i, uint8_t* transposed, void* stream) {
   if (p.dtype != DType::f8e4m3) {
     f.v = map_of(p.v, varying(p.k_seqs), i.tile_n, f.v_steps);
     return;
@@ -336,22 +370,23 @@ void set_values(Params& f, const AttentionProblem& p, const Instance& i, uint8_t
 }
 
 void run(const AttentionProblem& p, const Plan&, void* workspace, const Execution& execution) {
-  const Instance& i = *find_instance(p);
+  const Choice i = choose(p);
   const Workspace w = workspace_of(p, i);
   void* const stream = execution.stream;
   const auto part = [&](size_t offset) { return static_cast<char*>(workspace) + offset; };
   Params f{};
   f.seqlen_q = static_cast<int>(p.q_seqs.rows), f.seqlen_k = static_cast<int>(p.k_seqs.rows);
-  f.group = static_cast<int>(p.group);
+  f.packing = {i.heads, static_cast<int>(i.positions()), (65536 + i.heads - 1) / i.heads};
+  f.group = static_cast<int>(p.group) / i.heads;
   f.order = order_of(p, i);
   f.sequences = static_cast<int>(p.batch);
   f.q_lengths = lengths_of(p.q_seqs), f.k_lengths = lengths_of(p.k_seqs);
   f.window_left = band_side(p.window_left);
   f.window_right = p.causal ? 0 : band_side(p.window_right);
   f.bottom_right = p.alignment == Alignment::bottom_right;
-  set_output(f, p);
+  set_output(f, p, i);
   set_scale(f, p, i.kind);
-  f.q = map_of(p.q, varying(p.q_seqs), i.tile_m, f.q_steps);
+  f.q = packed_map_of(p.q, i.heads, varying(p.q_seqs), f.packing.positions, f.q_steps);
   f.k = rows_map(p.k, i.tile_n);
   set_values(f, p, i, reinterpret_cast<uint8_t*>(part(w.values)), stream);
   if (p.has(kSinks)) {
@@ -359,19 +394,18 @@ void run(const AttentionProblem& p, const Plan&, void* workspace, const Executio
     if (!plain_sinks(p.sinks)) {
       float* const sums = reinterpret_cast<float*>(part(w.sinks));
       const int64_t size = bytes_of(p.sinks.dtype);
-      sum_sinks({p.sinks.data, p.sinks.stride[2] * size, p.sinks.stride[3] * size, p.sinks.dtype, static_cast<int>(p.sinks.shape[3])}, f.order.heads,
+      sum_sinks({p.sinks.data, p.sinks.stride[2] * size, p.sinks.stride[3] * size, p.sinks.dtype, static_cast<int>(p.sinks.shape[3])}, static_cast<int>(p.heads_q),
                 sums, stream);
       f.sinks = sums, f.sink_step = 1;
     }
   }
+  if (i.dynamic) f.counter = reinterpret_cast<unsigned*>(part(w.counter));
   int4* const tiles = reinterpret_cast<int4*>(part(w.tiles));
   if (p.has(kSegmentIds)) set_segments(f, p, i, tiles, stream);
   if (p.has(kAttentionMask)) set_mask(f, p, i, tiles, reinterpret_cast<uint32_t*>(part(w.bits)), stream);
   if (p.has(kBias)) set_bias(f, p, i);
-  if (i.dynamic) {
-    f.counter = reinterpret_cast<unsigned*>(part(w.counter));
+  if (i.dynamic && !f.ranges.tiles)
     check(cudaMemsetAsync(f.counter, 0, sizeof(unsigned), static_cast<cudaStream_t>(stream)), "clearing forward_sm90's counter");
-  }
   const int64_t blocks = std::min<int64_t>(tiles_of(p, i), device(p.device_id).multiprocessors);
   i.launch(f, static_cast<int>(blocks), stream);
 }

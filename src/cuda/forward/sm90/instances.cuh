@@ -34,8 +34,9 @@ std::span<const Instance> forward_f16_192();
 std::span<const Instance> forward_f16_256();
 std::span<const Instance> forward_e4m3();
 
-// TileRanges of segment ids: tiles is [batch][m_tiles].
-void find_segment_tiles(const SegmentParams& segments, int batch, int seqlen_q, int seqlen_k, int m_tiles, int tile_m, int tile_n, int4* tiles, void* stream);
+// TileRanges of segment ids: tiles is [batch][m_tiles], tile_m positions each. Clears the counter too.
+void find_segment_tiles(const SegmentParams& segments, int batch, int seqlen_q, int seqlen_k, int m_tiles, int tile_m, int tile_n, int4* tiles,
+                        unsigned* counter, void* stream);
 
 // Elements of `bytes` bytes, nonzero: attend; strides in bytes. To MaskBits of [batches][heads][rows], and TileRanges of [batches][heads][m_tiles].
 struct MaskBytes {
@@ -44,7 +45,8 @@ struct MaskBytes {
   int bytes, batches, heads, rows, keys;
 };
 void find_mask_bits(const MaskBytes& mask, int words, uint32_t* bits, void* stream);
-void find_mask_tiles(const uint32_t* bits, int planes, int rows, int words, int m_tiles, int tile_m, int tile_n, int n_tiles, int4* tiles, void* stream);
+void find_mask_tiles(const uint32_t* bits, int planes, int rows, int words, int m_tiles, int tile_m, int tile_n, int n_tiles, int4* tiles,
+                     unsigned* counter, void* stream);
 
 // log(sum_n exp(sink_n)) of each head.
 struct SinkLists {

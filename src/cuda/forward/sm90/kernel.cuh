@@ -78,32 +78,48 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     work_ring.advance();
     return w;
   };
-  auto first_row = [&](const Work& w) { return w.m * T::kTileM + me * 64; };
+  // Where row `i` of the warpgroup's 64 lies: its position in the sequence and its head.
+  auto query_at = [&](const Work& w, int i) { return T::kPacks ? query_of(p.packing, w.m, me * 64 + i) : w.m * T::kTileM + me * 64 + i; };
+  auto head_at = [&](const Work& w, int i) {
+    return T::kPacks ? w.head * p.packing.heads + me * 64 + i - p.packing.position(me * 64 + i) * p.packing.heads : w.head;
+  };
+  auto packs = [&] { return T::kPacks && p.packing.heads > 1; };
   // Of the tile whose Q K^T has been issued.
+  bool some_unseen = false;
   uint32_t bias[T::kBias ? N / 16 : 1][4], bits[2][T::kMask ? N / 32 : 1];
   const uint32_t* mask_rows[2];
-  std::conditional_t<T::kScores, Scores<Element, N>, NoScores> scores(p.scores);
+  std::conditional_t<T::kScores, Scores<Element, N, T::D != 256>, NoScores> scores(p.scores);
   auto begin_scores = [&](const Work& w) {
     const int batch = min(w.batch, p.sequences - 1);
     if constexpr (T::kMask)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        mask_rows[r] = p.mask.bits + batch * p.mask.batch + w.head * p.mask.head + max(0, min(first_row(w) + row + 8 * r, p.mask.rows - 1)) * p.mask.row;
-    if constexpr (T::kScores) scores.begin(batch, w.head, first_row(w) + row), scores.prefetch(w.j_end - 1);
+        mask_rows[r] = p.mask.bits + batch * p.mask.batch + w.head * p.mask.head + max(0, min(query_at(w, row + 8 * r), p.mask.rows - 1)) * p.mask.row;
+    if constexpr (T::kScores) {
+      scores.begin(batch, {head_at(w, row), head_at(w, row + 8)}, {query_at(w, row), query_at(w, row + 8)});
+      scores.prefetch(w.j_end - 1);
+    }
   };
   auto mask_documents = [&](float (&s)[kRegs], const Work& w, int j) {
     const bool packed = p.q_lengths.packed;
-    mask_segments<N>(s, p.segments, packed ? 0 : w.batch, w.row0_q, first_row(w) + row, w.seqlen_q, w.row0_k, w.seqlen_k, j);
+    mask_segments<N>(s, p.segments, packed ? 0 : w.batch, w.row0_q, {query_at(w, row), query_at(w, row + 8)}, w.seqlen_q, w.row0_k, w.seqlen_k, j);
   };
   auto clean = [&](const Work& w, int j) { return j >= w.clean_begin && j < w.clean_end; };
   auto mask = [&](float (&s)[kRegs], const Work& w, int j) {
-    mask_scores<N, T::kKind != Kind::kCausal, T::kCausal, T::kBand>(s, band<T>(p, w.seqlen_q, w.seqlen_k), first_row(w) + row, j * N);
+    const Band seen = band<T>(p, w.seqlen_q, w.seqlen_k);
+    if (packs()) mask_packed_scores<N>(s, seen, {query_at(w, row), query_at(w, row + 8)}, j * N);
+    else mask_scores<N, T::kKind != Kind::kCausal, T::kCausal, T::kBand>(s, seen, w.m * T::kTileM + me * 64 + row, j * N);
     if constexpr (T::kKind == Kind::kSegments)
       if (!clean(w, j)) mask_documents(s, w, j);
   };
   // Key tiles that are seen by every row of this warpgroup.
   auto full = [&](const Work& w) {
-    TileRange r = band<T>(p, w.seqlen_q, w.seqlen_k).template full<N>(first_row(w), first_row(w) + 64);
+    int first = w.m * T::kTileM + me * 64, last = first + 63;
+    if constexpr (T::kPacks) {
+      const int positions = p.packing.positions, before = w.m * positions;
+      first = before + p.packing.position(me * 64), last = before + min(p.packing.position(me * 64 + 63), positions - 1);
+    }
+    TileRange r = band<T>(p, w.seqlen_q, w.seqlen_k).template full<N>(first, last + 1);
     if (T::kKind == Kind::kSegments) r = {max(r.begin, w.clean_begin), min(r.end, w.clean_end)};
     return r;
   };
@@ -115,14 +131,15 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       bias_ring.wait_full();
       load_bias_tile<T::kTileM, T::kBiasColumns>(bias, at.bias() + bias_ring.stage * T::kBiasBytes, me * 64 + threadIdx.x % 128 / 32 * 16);
       bias_ring.release(), bias_ring.advance();
+      some_unseen = has_minus_infinity<Element>(bias);
     }
   };
   // What happens to scores before the band.
   auto change = [&](float (&s)[kRegs], const Work& w, int j) {
-    if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale);
+    if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale, some_unseen);
     if constexpr (T::kKind == Kind::kCap) cap_scores(s, p.cap);
     if constexpr (T::kScores) {
-      scores.apply(s, p.cap);
+      scores.apply(s, p.cap, j);
       if (p.segments.q && !clean(w, j)) mask_documents(s, w, j);
     }
     if constexpr (T::kMask)
@@ -225,26 +242,34 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     float factor[2], lse[2];
     const bool packed = T::kBand && p.q_lengths.packed;
     const int64_t batch = packed ? 0 : w.batch;
-    char* const out = p.out + batch * p.out_batch + w.head * p.out_head + int64_t(w.row0_q + first_row(w)) * p.out_row;
-    // Rows that are written, and of these the ones that belong to the sequence: the rest is padding.
-    const int rows_left = (packed ? w.seqlen_q : p.seqlen_q) - first_row(w), rows_own = w.seqlen_q - first_row(w);
+    // Positions that are written; those past the sequence's own are padding.
+    const int written = packed ? w.seqlen_q : p.seqlen_q;
+    auto line_of = [&](int i) -> char* {
+      const int query = query_at(w, i);
+      if (query >= written) return nullptr;
+      return p.out + batch * p.out_batch + head_at(w, i) * p.out_head + int64_t(w.row0_q + query) * p.out_row;
+    };
     auto finish = [&] {
       const bool nobody = packed && w.batch == p.sequences;
-      const float sink = T::kBand && p.sinks && !nobody ? __ldg(p.sinks + w.head * p.sink_step) * 1.4426950408889634f : -INFINITY;
+      float sink[2] = {-INFINITY, -INFINITY};
+      if (T::kBand && p.sinks && !nobody)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) sink[r] = __ldg(p.sinks + head_at(w, row + 8 * r) * p.sink_step) * 1.4426950408889634f;
       state.finish(scale_log2(), sink, factor, lse);
       if constexpr (T::kFp8) factor[0] *= scales.out, factor[1] *= scales.out;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (T::kBand && row + 8 * r >= rows_own) factor[r] = 0.f, lse[r] = -INFINITY;
-        if (p.lse && lane % 4 == 0 && row + 8 * r < rows_left)
-          p.lse[batch * p.lse_batch + w.head * p.lse_head + int64_t(w.row0_q + first_row(w) + row + 8 * r) * p.lse_row] = lse[r];
+        const int query = query_at(w, row + 8 * r);
+        if (T::kBand && query >= w.seqlen_q) factor[r] = 0.f, lse[r] = -INFINITY;
+        if (p.lse && lane % 4 == 0 && query < written)
+          p.lse[batch * p.lse_batch + head_at(w, row + 8 * r) * p.lse_head + int64_t(w.row0_q + query) * p.lse_row] = lse[r];
       }
     };
     auto store = [&] {
       if constexpr (T::kStoreByQ)
-        store_out_by_q<T>(o, factor, own_rows, p, w, first_row(w), out, rows_left, 1 + T::kConsumers + me);
+        store_out_by_q<T>(o, factor, own_rows, p, w, query_at(w, 0), line_of, 1 + T::kConsumers + me);
       else
-        store_out<Out>(o, factor, p, out, rows_left);
+        store_out<Out>(o, factor, p, line_of);
     };
     if (T::kTune.early_rescale) scale_rows(o, alpha);
     const Work next = take_work();
@@ -287,6 +312,11 @@ template <class T>
 __global__ void __launch_bounds__(T::kThreads, 1) forward_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char shared[];
   auto& smem = *reinterpret_cast<SharedStorage<T>*>(shared);
+  // Idle rows: the soft cap looks at all that a warp has.
+  if (T::kPacks && (T::kScores || T::kKind == Kind::kCap) && p.packing.rows() < T::kTileM) {
+    for (uint32_t i = threadIdx.x * 16; i < sizeof smem.q; i += T::kThreads * 16) ptx::store_shared(ptx::shared_address(&smem.q) + i, make_uint4(0, 0, 0, 0));
+    ptx::fence_async_proxy();
+  }
   if (threadIdx.x == 0) {
     ptx::tma_prefetch_descriptor(&p.q);
     ptx::tma_prefetch_descriptor(&p.k);

@@ -50,4 +50,19 @@ __device__ __forceinline__ void mask_scores(float (&s)[kRegs], const Band& band,
       }
 }
 
+// The same for rows that are not 8 positions apart. queries: of this thread's rows.
+template <int N, int kRegs>
+__device__ __forceinline__ void mask_packed_scores(float (&s)[kRegs], const Band& band, const int (&queries)[2], int key0) {
+  const int column0 = key0 + 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int begin = queries[r] + band.low - column0, end = min(band.seqlen_k, queries[r] + band.high + 1) - column0;
+#pragma unroll
+    for (int i = 0; i < N / 8; ++i)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (8 * i + e < begin || 8 * i + e >= end) s[4 * i + 2 * r + e] = -INFINITY;
+  }
+}
+
 }  // namespace attile::cuda::sm90

@@ -3,7 +3,7 @@
 
 #include <cuda.h>
 
-#include "cuda/forward/sm90/mask.cuh"
+#include "cuda/forward/sm90/rows.cuh"
 #include "cuda/forward/sm90/schedule.cuh"
 #include "cuda/forward/sm90/scores.cuh"
 #include "cuda/forward/sm90/work.hpp"
@@ -11,7 +11,7 @@
 namespace attile::cuda::sm90 {
 
 struct Params {
-  // {dims, rows, a, b}, see RowOrigin; boxes of 128 bytes of dims. out_map: boxes of 64 rows.
+  // {dims, rows, a, b}, see RowOrigin; boxes of 128 bytes of dims. q and out_map: {dims, heads of a row's, rows, a, b}; out_map: boxes of 64 rows.
   CUtensorMap q, k, v, out_map;
   CUtensorMap bias;  // kBias: {keys, rows, heads or 1, batch or 1}
   EndingSteps q_steps, v_steps, out_steps;  // keys past the end are masked: theirs may be anything
@@ -22,7 +22,9 @@ struct Params {
   int head_dim_v;
   float* lse;  // null: not wanted
   int64_t lse_batch, lse_row, lse_head;
-  int seqlen_q, seqlen_k, group;
+  int seqlen_q, seqlen_k;
+  RowPacking packing;
+  int group;  // heads of the tiles' that share a key head
   float scale_log2;
   uint32_t zero;  // 0; see SoftmaxState::find_max
   TileOrder order;
@@ -44,6 +46,11 @@ struct Params {
   CapParams cap;           // kCap; then scale_log2 = softcap * log2(e); kScores
   ScoreParams scores;      // kBias, kScores; then scale_log2 = log2(e), the rest of the scale is in here
 };
+
+template <class T>
+__device__ inline int tile_positions(const Params& p) {
+  return T::kPacks ? p.packing.positions : T::kTileM;
+}
 
 template <class T>
 __device__ inline Band band(const Params& p, int seqlen_q, int seqlen_k) {

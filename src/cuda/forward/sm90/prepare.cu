@@ -11,9 +11,9 @@ cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream);
 }  // namespace
 
 void find_segment_tiles(const SegmentParams& segments, int batch, int seqlen_q, int seqlen_k, int m_tiles, int tile_m, int tile_n, int4* tiles,
-                        void* stream) {
+                        unsigned* counter, void* stream) {
   segment_tiles_kernel<<<static_cast<unsigned>(m_tiles * batch), kRangeThreads, 0, stream_of(stream)>>>(segments, seqlen_q, seqlen_k, m_tiles, tile_m, tile_n,
-                                                                                                       tiles);
+                                                                                                       tiles, counter);
   check_launch("launching segment_tiles");
 }
 
@@ -23,9 +23,10 @@ void find_mask_bits(const MaskBytes& mask, int words, uint32_t* bits, void* stre
   check_launch("launching mask_bits");
 }
 
-void find_mask_tiles(const uint32_t* bits, int planes, int rows, int words, int m_tiles, int tile_m, int tile_n, int n_tiles, int4* tiles, void* stream) {
+void find_mask_tiles(const uint32_t* bits, int planes, int rows, int words, int m_tiles, int tile_m, int tile_n, int n_tiles, int4* tiles,
+                     unsigned* counter, void* stream) {
   mask_tiles_kernel<<<static_cast<unsigned>(m_tiles * planes), kRangeThreads, 0, stream_of(stream)>>>(bits, rows, words, m_tiles, tile_m, tile_n, n_tiles,
-                                                                                                     tiles);
+                                                                                                     tiles, counter);
   check_launch("launching mask_tiles");
 }
 

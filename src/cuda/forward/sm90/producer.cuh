@@ -15,7 +15,7 @@ __device__ inline Work describe(const Params& p, PackedOrder& packed, int index)
   Tile t;
   w.seqlen_q = p.seqlen_q, w.seqlen_k = p.seqlen_k;
   if (T::kBand && p.q_lengths.packed) {
-    if (!packed.find(p.q_lengths, p.sequences, p.order.heads, T::kTileM, index, t, w.row0_q, w.seqlen_q)) return w;
+    if (!packed.find(p.q_lengths, p.sequences, p.order.heads, tile_positions<T>(p), index, t, w.row0_q, w.seqlen_q)) return w;
     w.seqlen_k = 0;
     if (t.batch < p.sequences) w.row0_k = p.k_lengths.begin(t.batch), w.seqlen_k = p.k_lengths.length(t.batch);
   } else {
@@ -23,7 +23,8 @@ __device__ inline Work describe(const Params& p, PackedOrder& packed, int index)
     if (T::kBand) w.seqlen_q = p.q_lengths.length(t.batch), w.seqlen_k = p.k_lengths.length(t.batch);
   }
   w.m = t.m, w.head = t.head, w.batch = t.batch;
-  const TileRange keys = band<T>(p, w.seqlen_q, w.seqlen_k).template keys<T::kTileN>(t.m * T::kTileM, (t.m + 1) * T::kTileM);
+  const int positions = tile_positions<T>(p);
+  const TileRange keys = band<T>(p, w.seqlen_q, w.seqlen_k).template keys<T::kTileN>(t.m * positions, (t.m + 1) * positions);
   w.j_begin = T::kBand ? keys.begin : 0, w.j_end = keys.end;
   if (T::kRanges && p.ranges.tiles && w.m < p.ranges.m_tiles && w.batch < p.sequences) {
     const int4 tiles = p.ranges.tiles[int64_t(w.batch * p.ranges.batches + w.head * p.ranges.heads) * p.ranges.m_tiles + w.m];
@@ -85,11 +86,11 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   };
   auto load_q = [&](const Work& w) {
     const RowOrigin o = T::kBand ? origin(p.q_steps, w.row0_q, w.seqlen_q, w.head, p.q_lengths.packed ? 0 : w.batch) : RowOrigin{0, w.head, w.batch};
-    const uint32_t bar = q_ring.acquire(T::kQBytes);
+    const uint32_t bar = q_ring.acquire(T::kPacks ? p.packing.rows() * T::kBlocksQk * 128 : T::kQBytes);
 #pragma unroll
     for (int c = 0; c < T::kBlocksQk; ++c)
-      ptx::tma_load_4d(at.q() + q_ring.stage * T::kQBytes + c * T::kTileM * 128, &p.q, bar, ptx::kEvictFirst, c * T::kColumns,
-                       o.first + w.m * T::kTileM, o.a, o.b);
+      ptx::tma_load_5d(at.q() + q_ring.stage * T::kQBytes + c * T::kTileM * 128, &p.q, bar, ptx::kEvictFirst, c * T::kColumns, 0,
+                       o.first + w.m * tile_positions<T>(p), o.a, o.b);
     q_ring.advance();
   };
   auto tell = [&](const Work& w) {

@@ -49,7 +49,8 @@ __device__ __forceinline__ int2 range_of_ids(const char* ids, int64_t step, bool
 
 // A block: a query tile of a batch.
 static __global__ void __launch_bounds__(kRangeThreads) segment_tiles_kernel(SegmentParams p, int seqlen_q, int seqlen_k, int m_tiles, int tile_m,
-                                                                             int tile_n, int4* tiles) {
+                                                                             int tile_n, int4* tiles, unsigned* counter) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *counter = 0;
   const int m = static_cast<int>(blockIdx.x) % m_tiles, batch = static_cast<int>(blockIdx.x) / m_tiles;
   const int2 q = range_of_ids(p.q + batch * p.q_batch, p.q_row, p.q_wide, m * tile_m, min((m + 1) * tile_m, seqlen_q));
   const char* ids_k = p.k + batch * p.k_batch;
@@ -85,7 +86,8 @@ static __global__ void __launch_bounds__(256) mask_bits_kernel(MaskBytes p, int 
 
 // A block: a query tile of a plane (batch and head).
 static __global__ void __launch_bounds__(kRangeThreads) mask_tiles_kernel(const uint32_t* bits, int rows, int words, int m_tiles, int tile_m, int tile_n,
-                                                                          int n_tiles, int4* tiles) {
+                                                                          int n_tiles, int4* tiles, unsigned* counter) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *counter = 0;
   const int m = static_cast<int>(blockIdx.x) % m_tiles, plane = static_cast<int>(blockIdx.x) / m_tiles, each = tile_n / 32;
   const int first = rows == 1 ? 0 : m * tile_m, last = min(rows, first + tile_m);
   const uint32_t* from = bits + int64_t(plane) * rows * words;

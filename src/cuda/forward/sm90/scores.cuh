@@ -6,16 +6,18 @@
 #include <cstdint>
 
 #include "cuda/ptx/math.cuh"
+#include "cuda/tile/element.cuh"
 
 namespace attile::cuda::sm90 {
 
 struct ScoreParams {
   float scale;       // softmax_scale
   float softcap;     // 0: none
-  const char* bias;  // null, or of the inputs' type: [batch][head][query][key]; strides in bytes
+  const char* bias;  // null, or [batch][head][query][key]; strides in bytes
+  DType bias_type;
   int64_t bias_batch, bias_head, bias_row, bias_key;
   int bias_rows, bias_keys;  // those there are; more are never asked for unless lengths on the device break their contract
-  bool bias_pairs;           // two neighbouring keys from an even one can be read as one word
+  bool bias_pairs;           // two neighbouring keys from an even one can be read at once
 };
 
 // s <- tanh(k s). kCap: the exponents carry the factor softcap, and k = softmax_scale / softcap.
@@ -123,42 +125,49 @@ __device__ __forceinline__ void mask_segments_of(float (&s)[kRegs], const char* 
     }
 }
 
-// Scores of keys of other documents become -inf. s: as SoftmaxState; row: this thread's first, row0_q, row0_k: of the sequence. There is at
+// Scores of keys of other documents become -inf. s: as SoftmaxState; queries: of this thread's rows; row0_q, row0_k: of the sequence. There is at
 // least one key in the array.
 template <int N, int kRegs>
-__device__ __forceinline__ void mask_segments(float (&s)[kRegs], const SegmentParams& p, int batch, int row0_q, int row, int seqlen_q, int row0_k,
-                                              int seqlen_k, int j) {
+__device__ __forceinline__ void mask_segments(float (&s)[kRegs], const SegmentParams& p, int batch, int row0_q, const int (&queries)[2], int seqlen_q,
+                                              int row0_k, int seqlen_k, int j) {
   const char* ids_q = p.q + batch * p.q_batch + row0_q * p.q_row;
   const char* ids_k = p.k + batch * p.k_batch + (seqlen_k ? row0_k : 0) * p.k_row;
   int64_t wanted[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const char* at = ids_q + max(0, min(row + 8 * r, seqlen_q - 1)) * p.q_row;
+    const char* at = ids_q + max(0, min(queries[r], seqlen_q - 1)) * p.q_row;
     wanted[r] = p.q_wide ? load_id<int64_t>(at) : load_id<int>(at);
   }
   if (p.k_wide) mask_segments_of<N, int64_t>(s, ids_k, p.k_row, wanted, seqlen_k, j);
   else mask_segments_of<N, int>(s, ids_k, p.k_row, wanted, seqlen_k, j);
 }
 
-// The bias and the soft cap of kScores: one warpgroup's view of one output tile. Columns of this thread: 8 i + 2 (thread % 4) and the next, of
-// rows `row` and row + 8.
-template <class Element, int N>
+__device__ __forceinline__ float load_bias_number(const char* at, DType type) {
+  if (type == DType::f32) return __ldg(reinterpret_cast<const float*>(at));
+  if (type == DType::f64) return static_cast<float>(__ldg(reinterpret_cast<const double*>(at)));
+  const uint32_t word = __ldg(reinterpret_cast<const uint16_t*>(at));
+  return type == DType::bf16 ? __uint_as_float(word << 16) : F16::unpack(word).x;
+}
+
+// The bias and the soft cap of kScores: one thread's view of one output tile, its columns 8 i + 2 (thread % 4) and the next of two rows.
+// kEarly: there are registers for the bias of the coming key tile.
+template <class Element, int N, bool kEarly>
 struct Scores {
   const ScoreParams& p;
-  uint32_t bias[N / 8][2];  // of the coming key tile, two columns a word
+  uint32_t bias[N / 8][2];  // of the coming key tile, two columns a word, if it is of the inputs' type
   const char* bias_rows[2];
 
   __device__ __forceinline__ explicit Scores(const ScoreParams& p) : p(p) {}
 
-  __device__ __forceinline__ void begin(int batch, int head, int row) {
+  __device__ __forceinline__ void begin(int batch, const int (&heads)[2], const int (&queries)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      bias_rows[r] = p.bias + batch * p.bias_batch + head * p.bias_head + max(0, min(row + 8 * r, p.bias_rows - 1)) * p.bias_row;
+      bias_rows[r] = p.bias + batch * p.bias_batch + heads[r] * p.bias_head + max(0, min(queries[r], p.bias_rows - 1)) * p.bias_row;
   }
 
   // Early, for the latency: the bias of key tile j.
   __device__ __forceinline__ void prefetch(int j) {
-    if (!p.bias) return;
+    if (!kEarly || !p.bias || p.bias_type != Element::kType) return;
     const int column0 = j * N + 2 * (threadIdx.x % 4);
     const bool whole = p.bias_pairs && (j + 1) * N <= p.bias_keys;
 #pragma unroll
@@ -177,20 +186,42 @@ struct Scores {
       }
   }
 
+  // Without a cap a bias of -inf means unseen, whatever the product was.
+  __device__ __forceinline__ float biased(float s, float bias) const {
+    return p.softcap == 0.f && bias == -INFINITY ? bias : fmaf(s, p.scale, bias);
+  }
+  // read: the two of (i, r).
+  template <int kRegs, class Read>
+  __device__ __forceinline__ void add(float (&s)[kRegs], Read read) const {
+#pragma unroll
+    for (int i = 0; i < N / 8; ++i)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float2 two = read(i, r);
+        s[4 * i + 2 * r] = biased(s[4 * i + 2 * r], two.x), s[4 * i + 2 * r + 1] = biased(s[4 * i + 2 * r + 1], two.y);
+      }
+  }
+
+  // Of key tile j.
   template <int kRegs>
-  __device__ __forceinline__ void apply(float (&s)[kRegs], const CapParams& cap) const {
-    if (p.bias) {
-#pragma unroll
-      for (int i = 0; i < N / 8; ++i)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const float2 two = Element::unpack(bias[i][r]);
-          s[4 * i + 2 * r] = fmaf(s[4 * i + 2 * r], p.scale, two.x);
-          s[4 * i + 2 * r + 1] = fmaf(s[4 * i + 2 * r + 1], p.scale, two.y);
-        }
-    } else {
+  __device__ __forceinline__ void apply(float (&s)[kRegs], const CapParams& cap, int j) const {
+    const int column0 = j * N + 2 * (threadIdx.x % 4);
+    const auto place = [&](int i, int r) { return bias_rows[r] + (column0 + 8 * i) * p.bias_key; };
+    if (!p.bias) {
 #pragma unroll
       for (int i = 0; i < kRegs; ++i) s[i] *= p.scale;
+    } else if (kEarly && p.bias_type == Element::kType) {
+      add(s, [&](int i, int r) { return Element::unpack(bias[i][r]); });
+    } else if (p.bias_type == DType::f32 && p.bias_pairs && (j + 1) * N <= p.bias_keys) {
+      add(s, [&](int i, int r) { return __ldg(reinterpret_cast<const float2*>(place(i, r))); });
+    } else if (!kEarly && p.bias_type == Element::kType && p.bias_pairs && (j + 1) * N <= p.bias_keys) {
+      add(s, [&](int i, int r) { return Element::unpack(__ldg(reinterpret_cast<const uint32_t*>(place(i, r)))); });
+    } else {
+      add(s, [&](int i, int r) {
+        const int column = column0 + 8 * i;
+        const auto number = [&](int e) { return column + e < p.bias_keys ? load_bias_number(place(i, r) + e * p.bias_key, p.bias_type) : 0.f; };
+        return make_float2(number(0), number(1));
+      });
     }
     if (p.softcap > 0.f) {
       cap_scores(s, cap);

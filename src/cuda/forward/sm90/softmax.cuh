@@ -72,18 +72,18 @@ struct SoftmaxState {
   }
 
   // Joins the four threads of each row. factor: what the output must be multiplied by; returns by lse the natural log-sum-exp.
-  // sink_log2: log2 of an extra term of the sum (-inf: none). A row without keys: factor 0.
-  __device__ __forceinline__ void finish(float scale_log2, float sink_log2, float (&factor)[2], float (&lse)[2]) {
+  // sink_log2: log2 of an extra term of each row's sum (-inf: none). A row without keys: factor 0.
+  __device__ __forceinline__ void finish(float scale_log2, const float (&sink_log2)[2], float (&factor)[2], float (&lse)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float total = sum[r];
       total += __shfl_xor_sync(~0u, total, 1);
       total += __shfl_xor_sync(~0u, total, 2);
       float top = max[r] * scale_log2 - kRaise, own = 1.f;
-      if (sink_log2 != -INFINITY) {
-        const float joined = fmaxf(top, sink_log2);
+      if (sink_log2[r] != -INFINITY) {
+        const float joined = fmaxf(top, sink_log2[r]);
         own = ptx::exp2_approx(top - joined);
-        total = total * own + ptx::exp2_approx(sink_log2 - joined);
+        total = total * own + ptx::exp2_approx(sink_log2[r] - joined);
         top = joined;
       }
       constexpr float kLn2 = 0.6931471805599453f;
@@ -104,10 +104,28 @@ __device__ __forceinline__ void load_bias_tile(uint32_t (&x)[kPairs][4], uint32_
   for (int i = 0; i < 2 * kPairs; i += 2)
     ptx::ldmatrix_x4(x[i / 2], at + i / kPieces * (kRows * kColumns * 2) + (((i % kPieces + lane / 16) ^ turn) << 4));
 }
-// s <- scale * s + bias
+// Whether some lane has a bias of -inf: the largest of all halves as unsigned numbers.
+template <class Element, int kPairs>
+__device__ __forceinline__ bool has_minus_infinity(const uint32_t (&x)[kPairs][4]) {
+  uint32_t most = 0;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) most = __vimax3_u16x2(__vimax3_u16x2(most, x[i][0], x[i][1]), x[i][2], x[i][3]);
+  constexpr uint32_t kMinusInfinity = 0x8000 | Element::kExponent;
+  return __any_sync(~0u, (most & 0xffff) >= kMinusInfinity || most >> 16 >= kMinusInfinity);
+}
+// s <- scale * s + bias; a bias of -inf means unseen, whatever the product was.
+__device__ __forceinline__ float biased(float s, float scale, float bias) { return bias == -INFINITY ? bias : fmaf(s, scale, bias); }
 template <class Element, int kRegs, int kPairs>
-__device__ __forceinline__ void add_bias(float (&s)[kRegs], const uint32_t (&x)[kPairs][4], float scale) {
+__device__ __forceinline__ void add_bias(float (&s)[kRegs], const uint32_t (&x)[kPairs][4], float scale, bool some_unseen) {
   static_assert(kRegs == 8 * kPairs);
+  if (some_unseen) {
+#pragma unroll
+    for (int i = 0; i < kRegs / 2; ++i) {
+      const float2 two = Element::unpack(x[i / 4][i % 4]);
+      s[2 * i] = biased(s[2 * i], scale, two.x), s[2 * i + 1] = biased(s[2 * i + 1], scale, two.y);
+    }
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < kRegs / 2; ++i) {
     const float2 two = Element::unpack(x[i / 4][i % 4]);

@@ -79,6 +79,7 @@ struct Traits {
   static constexpr bool kBand = kKind >= Kind::kBand, kScores = kKind == Kind::kScores, kBias = kKind == Kind::kBias;
   static constexpr bool kSegments = kKind == Kind::kSegments || kScores, kMask = kKind == Kind::kMask || kScores;
   static constexpr bool kRanges = kSegments || kMask;
+  static constexpr bool kPacks = kBand && !kBias;  // takes rows of several heads
   static constexpr int kConsumers = kTune.consumers, kTileM = 64 * kConsumers, kTileN = kTune.tile_n;
   static constexpr int kStages = kTune.stages, kQStages = kTune.q_stages;
   static constexpr int kBlocksV = kFp8 ? kTileN / 128 : (Dv + 63) / 64, kVBlockBytes = (kFp8 ? Dv : kTileN) * 128;
