@@ -241,6 +241,7 @@ T __ldcg(const T* p) {
   return __ldg(p);
 }
 inline float __fdividef(float x, float y) { return x / y; }
+inline uint32_t __vmaxu2(uint32_t a, uint32_t b) { return max(a >> 16, b >> 16) << 16 | max(a & 0xffff, b & 0xffff); }
 // A byte of all ones where the bytes differ.
 inline uint32_t __vcmpne4(uint32_t x, uint32_t y) {
   uint32_t r = 0;

@@ -10,7 +10,7 @@
 
 namespace attile::cuda::mla_sm90 {
 
-// Arrays of 16-bit elements as TMA sees them: [outer][rows][columns], strides in elements.
+// Arrays of 16-bit elements, or of bytes, as TMA sees them: [outer][rows][columns], strides in elements.
 struct Matrix {
   const void* base;
   int64_t columns, rows, stride, outer, outer_stride;
@@ -21,7 +21,7 @@ struct Arrays {
 
 struct Instance {
   int latent, rope;  // most columns; rope of heads: of all heads together
-  bool head_rope, gathered;
+  bool head_rope, gathered, narrow;  // narrow: float8 latents
   int most_tiles;  // of 64 rows: above, bytes are not the limit and another instance is faster
   int block_n;     // keys a block
   void (*launch)(const Params&, const Arrays&, void* stream);
@@ -30,10 +30,13 @@ struct Instance {
 // Of these that take a problem the first is the fastest.
 std::span<const Instance> bf16_small();
 std::span<const Instance> bf16_512();
+std::span<const Instance> bf16_narrow();
 std::span<const Instance> f16_small();
 std::span<const Instance> f16_512();
 
 // Boxes of box_rows x 64 columns, swizzled over 128 bytes; what lies past an edge reads as zero.
 CUtensorMap box_map(const Matrix& m, int box_rows, bool half);
+// Boxes of box_rows x `columns` bytes of a matrix of bytes, as they are.
+CUtensorMap byte_map(const Matrix& m, int box_rows, int columns);
 
 }  // namespace attile::cuda::mla_sm90

@@ -24,17 +24,22 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
   if (threadIdx.x == 128)
     ptx::tma_prefetch_descriptor(&maps.ckv), ptx::tma_prefetch_descriptor(&maps.kpe), ptx::tma_prefetch_descriptor(&maps.q_nope),
         ptx::tma_prefetch_descriptor(&maps.q_pe);
-  if (threadIdx.x == 0) sm.pipe.init();
+  if (threadIdx.x == 0) sm.raw.init(), sm.pipe.init();
   static_assert(sizeof(PlanStorage) <= sizeof(sm.latent));  // the ring is free yet
-  plan_block(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part);
+  prefetch_table(p);
+  make_plan(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part);
+  write_shared_records(p);
+  ptx::fence_async_proxy();  // TMA writes next where the plan was made
+  Others others;             // all threads meet
   const Segments seg{p, sm.part, T::kN, static_cast<int>(blockIdx.x)};
   const int role = threadIdx.x / 128;
   if (role == 0) {
     ptx::registers_raise<kScoreRegisters>();
+    others.wait();
     score<T>(sm, seg);
   } else {
     ptx::registers_lower<kOutRegisters>();
-    output<T>(sm, seg, role - 1, maps);
+    output<T>(sm, seg, role - 1, maps, others);
     join<T>(reinterpret_cast<float*>(sm.latent[0][(role - 1) * T::kHalfBoxes]), seg, role - 1);  // the ring is free now
     if (p.packed) clear_rows_behind(p, threadIdx.x - 128);
   }

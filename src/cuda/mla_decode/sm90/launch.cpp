@@ -15,7 +15,7 @@ namespace {
 
 using namespace mla_sm90;
 
-constexpr uint64_t kHonoured = kCausal | kKvLens | kPages | kLse | kSinks | kSoftcap | kVarlenQ;
+constexpr uint64_t kHonoured = kCausal | kKvLens | kPages | kLse | kSinks | kSoftcap | kVarlenQ | kFloat8Scales;
 constexpr int64_t kTileRows = 64, kHeadRopeDim = 16;
 constexpr double kLog2e = 1.4426950408889634;
 
@@ -27,12 +27,13 @@ int64_t rope_columns(const MlaDecodeProblem& p) { return p.head_rope ? p.heads_q
 
 // Boxes of block_n rows need pages that they divide; a dense cache is one page a sequence.
 const Instance* find_instance(const MlaDecodeProblem& p) {
+  const bool narrow = p.k.dtype == DType::f8e4m3;
   const std::span<const Instance> files[] = {p.dtype == DType::bf16 ? bf16_small() : f16_small(),
-                                             p.dtype == DType::bf16 ? bf16_512() : f16_512()};
+                                             p.dtype == DType::bf16 ? bf16_512() : f16_512(), bf16_narrow()};
   for (const auto& instances : files)
     for (const Instance& i : instances) {
       const bool boxes = !p.has(kPages) || p.page_size() % i.block_n == 0;
-      if (p.latent <= i.latent && rope_columns(p) <= i.rope && p.head_rope == i.head_rope && boxes == !i.gathered &&
+      if (p.latent <= i.latent && rope_columns(p) <= i.rope && p.head_rope == i.head_rope && narrow == i.narrow && boxes == !i.gathered &&
           tiles_of(p) <= i.most_tiles)
         return &i;
     }
@@ -80,11 +81,11 @@ std::string why_not(const AttentionProblem& problem, const Config& config) {
     return "is for compute capability 9.0: cuda:" + std::to_string(p.device_id) + " (" + d.name + ") has " + std::to_string(d.major) + "." +
            std::to_string(d.minor);
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return std::string("takes float16 and bfloat16 only: got ") + info(p.dtype).name;
-  if (p.k.dtype != p.dtype) return std::string("takes caches of the dtype of the queries only: got ") + info(p.k.dtype).name;
   if (p.head_rope && p.rope != kHeadRopeDim)
     return "takes rope keys of heads of " + std::to_string(kHeadRopeDim) + " dims: got " + std::to_string(p.rope);
   const Instance* instance = find_instance(p);
   if (!instance) {
+    if (p.k.dtype == DType::f8e4m3) return "takes float8 latents beside a shared rope key of at most 64 dims, in pages of a multiple of 64 keys";
     if (p.head_rope && rope_columns(p) > 512) return "takes rope keys of at most 32 heads: got " + std::to_string(p.heads_q);
     if (p.has(kPages) && p.head_rope)
       return "takes rope keys of heads in pages of a multiple of 32 keys: got " + std::to_string(p.page_size());
@@ -97,6 +98,10 @@ std::string why_not(const AttentionProblem& problem, const Config& config) {
     return "cfg.block_q must be " + std::to_string(kTileRows) + ": got " + std::to_string(config.block_q);
   if (config.block_k != 0 && config.block_k != instance->block_n)
     return "cfg.block_k must be " + std::to_string(instance->block_n) + ": got " + std::to_string(config.block_k);
+  if (instance->gathered)
+    for (const View* v : {&p.k, &p.kpe})
+      if (*v && v->shape[0] > 1 && v->stride[0] / 8 * v->shape[0] >= int64_t{UINT32_MAX})
+        return "takes caches of less than 64 GB in pages that are not multiples of " + std::to_string(instance->block_n) + " keys";
   if (p.batch > kMaxBatch) return "takes at most " + std::to_string(kMaxBatch) + " sequences: got " + std::to_string(p.batch);
   if (const int most = device(p.device_id).multiprocessors; tiles_of(p) > most)
     return "takes at most " + std::to_string(most * kTileRows) + " query rows (tokens x heads) a sequence: got " +
@@ -109,13 +114,12 @@ std::string why_not(const AttentionProblem& problem, const Config& config) {
 
 // Where the workspace has what; all begin on 256 bytes.
 struct Layout {
-  int64_t parts, tiles, rows, request, sinks, arrived, out_parts, lse_parts, total = 0;
+  int64_t parts, tiles, rows, sinks, arrived, out_parts, lse_parts, total = 0;
 
   explicit Layout(const MlaDecodeProblem& p) {
     tiles = tiles_of(p);
     rows = p.q_seqs.longest * p.heads_q;
     parts = std::clamp<int64_t>(device(p.device_id).multiprocessors / std::max<int64_t>(tiles, 1), 1, kMaxParts);
-    request = take(p.batch * sizeof(Request));
     sinks = take(p.has(kSinks) ? p.heads_q * sizeof(float) : 0);
     arrived = take(p.batch * tiles * 2 * sizeof(int32_t));
     const int64_t slots = parts > 1 ? 2 * parts : 0;  // one part splits nothing
@@ -142,13 +146,13 @@ Plan plan(const AttentionProblem& problem, const Config&, int) {
   return plan;
 }
 
-Indices indices_of(const IndexView& v) { return {v.data, v.stride * bytes_of(v.dtype), v.dtype == DType::i64}; }
+Indices indices_of(const IndexView& v) { return {v.data, v.stride * bytes_of(v.dtype)}; }
 
 // An array that has no elements, or is absent, is another one of which nothing is read.
 Matrix keys_matrix(const View& v, int64_t columns, const View& other) {
   const View& x = v && v.shape[0] * v.shape[1] > 0 ? v : other;
-  const auto step = [&](int d) { return x.shape[d] > 1 ? x.stride[d] : int64_t{8}; };
-  if (&x == &other) return {x.data, other.shape[3], 1, 8, 1, 8};
+  const auto step = [&](int d) { return x.shape[d] > 1 ? x.stride[d] : int64_t{16}; };
+  if (&x == &other) return {x.data, other.shape[3], 1, 16, 1, 16};
   return {x.data, columns, x.shape[1], step(1), x.shape[0], step(0)};
 }
 Matrix query_matrix(const View& q) {
@@ -178,6 +182,7 @@ Params params_of(const MlaDecodeProblem& p, const Instance& instance, void* work
   f.softcap = p.has(kSoftcap) ? static_cast<float>(p.softcap) : 0.f;
   f.reshape = p.has(kSoftcap) || !(p.softmax_scale > 0);
   f.scale_log2 = static_cast<float>((f.reshape ? 1 : p.softmax_scale) * kLog2e);
+  f.ckv_scale = static_cast<float>(p.ckv_scale);
   if (p.has(kSinks)) {
     f.sinks = p.sinks.data, f.sink_dtype = p.sinks.dtype, f.sink_count = static_cast<int32_t>(p.sinks.shape[3]);
     f.sink_head = p.sinks.stride[2] * bytes_of(p.sinks.dtype), f.sink_next = p.sinks.stride[3] * bytes_of(p.sinks.dtype);
@@ -199,7 +204,6 @@ Params params_of(const MlaDecodeProblem& p, const Instance& instance, void* work
 
   char* base = static_cast<char*>(workspace);
   f.parts = static_cast<int32_t>(layout.parts), f.tiles = static_cast<int32_t>(layout.tiles), f.block_n = instance.block_n;
-  f.request = reinterpret_cast<Request*>(base + layout.request);
   f.sink_log2 = p.has(kSinks) ? reinterpret_cast<float*>(base + layout.sinks) : nullptr;
   f.arrived = reinterpret_cast<int32_t*>(base + layout.arrived);
   f.out_parts = reinterpret_cast<float*>(base + layout.out_parts);

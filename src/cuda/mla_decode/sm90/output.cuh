@@ -6,7 +6,9 @@
 
 #include "cuda/mla_decode/sm90/gather.cuh"
 #include "cuda/mla_decode/sm90/loads.cuh"
+#include "cuda/mla_decode/sm90/plan.cuh"
 #include "cuda/mla_decode/sm90/walk.cuh"
+#include "cuda/mla_decode/sm90/widen.cuh"
 
 namespace attile::cuda::mla_sm90 {
 
@@ -125,7 +127,7 @@ struct Refill {
   int half;
   [[no_unique_address]] std::conditional_t<T::kGathered, Gather<T>, Entry> gather{};
 
-  __device__ __forceinline__ bool loads() const { return T::kGathered || threadIdx.x % 128 < 32; }  // warp 0, or all
+  __device__ __forceinline__ bool loads() const { return T::kGathered || T::kNarrow || threadIdx.x % 128 < 32; }  // warp 0, or all
 
   // The first entries. At first queries alone: they need no page number.
   __device__ __forceinline__ void fill(bool queries) {
@@ -133,6 +135,11 @@ struct Refill {
     if constexpr (T::kGathered) {
       if (queries) return;
       gather.ask_page(sm.entry(half, 0), seg);
+    } else if constexpr (T::kNarrow) {
+      if (queries) return;
+#pragma unroll 1
+      for (int i = 0; i < T::kRawStages; ++i)
+        if (threadIdx.x % 128 < 32) load_raw<T>(sm, i, half, sm.entry(half, i), maps), __syncwarp();
     }
 #pragma unroll 1
     for (int i = 0; i < T::kLatentStages; ++i) {
@@ -142,6 +149,10 @@ struct Refill {
         gather.latent(sm, i, half, e, maps, seg);
         if (half == 1 && i < T::kRopeStages) gather.rope(sm, i, e, maps, seg);
         gather.ask_page(sm.entry(half, i + 1), seg);
+      } else if constexpr (T::kNarrow) {
+        if (e.at == kEnd) continue;
+        if (half == 1 && i < T::kRopeStages && threadIdx.x % 128 < 32 && ptx::elect_one()) load_rope<T>(sm, i, e, maps, seg);
+        widen<T>(sm, i, half, maps, seg);
       } else {
         if (e.at != kEnd && (e.at <= kQ) == queries && ptx::elect_one()) {
           if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, seg);
@@ -154,7 +165,7 @@ struct Refill {
   // Rope keys of a later block over P(n), which both warpgroups must have used.
   __device__ __forceinline__ void rope(uint32_t n) {
     const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
-    if (half == 0 || !loads() || e.at == kEnd) return;
+    if (half == 0 || !(T::kGathered || threadIdx.x % 128 < 32) || e.at == kEnd) return;
     sm.pipe.wait_free(n, 0), sm.pipe.wait_free(n, 1);
     if constexpr (T::kGathered)
       gather.rope(sm, n + T::kRopeStages, e, maps, seg);
@@ -171,41 +182,50 @@ struct Refill {
     if constexpr (T::kGathered) {
       gather.latent(sm, m, half, e, maps, seg);
       gather.ask_page(sm.entry(half, m + 1), seg);
+    } else if constexpr (T::kNarrow) {
+      widen<T>(sm, m, half, maps, seg);
     } else if (ptx::elect_one()) {
       load_latent<T>(sm, m, half, e, maps, seg);
     }
     __syncwarp();
   }
+  // Gathered, a block takes as long to ask for as O(n) to compute: it goes where block n - 1 was, while O(n) runs.
+  __device__ __forceinline__ void latent_late(uint32_t n) {
+    if (n > 0) latent(n - 1);
+  }
 };
 
 template <class T>
-__device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg, int half, const Maps& maps) {
-  using E = typename T::Element;
+__device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg, int half, const Maps& maps, Others& others) {
   const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
   const int row0 = warp * 16 + lane / 4;
   uint32_t n = 0;  // ring entries so far
-  auto walk_to = [&](int from, int to) {
+  Refill<T> refill{sm, seg, maps, half};
+  if (warp == 1 && lane == 0) walk_start<T>(sm.walk[half], seg);
+  // The first entries, then the others up to kAhead, which wait for nothing but the first block's barriers.
+#pragma unroll 1
+  for (int from = 0, to = T::kFirst; from < kAhead; from = to, to = kAhead) {
     if (warp == 1 && lane == 0) {
 #pragma unroll 1
       for (int i = from; i < to; ++i) walk_step<T>(sm.walk[half], sm.entries[half][i], seg);
     }
-  };
-  if (warp == 1 && lane == 0) walk_start<T>(sm.walk[half], seg);
-  constexpr int kFirst = T::kLatentStages + T::kGathered;
-  walk_to(0, kFirst);
-  ptx::named_barrier_sync(2 + half, 128);
-  Refill<T> refill{sm, seg, maps, half};
-  refill.fill(true);
-  ptx::cp_async_wait();
-  ptx::named_barrier_sync(2 + half, 128);
-  refill.fill(false);
-  walk_to(kFirst, kAhead);  // these wait for nothing but the first block's barriers
+    __syncwarp();
+    if (from > 0) break;
+    // Queries need no page number.
+#pragma unroll 1
+    for (bool queries : {true, false}) {
+      if (!queries) ptx::cp_async_wait();
+      ptx::named_barrier_sync(2 + half, 128);
+      refill.fill(queries);
+    }
+  }
   if (warp == 1 && !T::kGathered) ptx::cp_async_wait();
   __syncwarp();
+  others.wait();
   auto advance = [&] {  // entry n is used up, and P
     sm.pipe.release(n, half);
     refill.rope(n);
-    refill.latent(n);
+    if (!T::kGathered) refill.latent(n);
     if (warp == 1) {
       if (lane == 0) {
         if (!T::kGathered) ptx::cp_async_wait();  // the last step's page number
@@ -217,38 +237,36 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
   };
 #pragma unroll 1
   for (int r = seg.part.r0; r <= seg.part.r1; ++r) {
-    int left = seg.count(r);
+    const int left = seg.count(r);
     if (left <= 0) {
       if (seg.kv_len(r) == 0) clear_rows(seg, r, half, T::kOutN);
       continue;
     }
-#pragma unroll 1
-    for (int e = seg.q_entries(r); e > 0; --e) {
-      sm.pipe.wait_p(n, half);
-      advance();
-    }
     Output<T> out;
-    float inv0, inv1, lse0, lse1;
-    int accumulate = 0;
+    float inv0 = 0, inv1 = 0, lse0 = 0, lse1 = 0;
 #pragma unroll 1
-    for (; left > 0; --left) {
+    for (int i = -seg.q_entries(r); i < left; ++i) {  // queries, then keys
       sm.pipe.wait_p(n, half);
-      const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
-      const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
-      if (accumulate && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
-      const uint64_t pd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot][0]));
-      const uint64_t vd = values_descriptor(ptx::shared_address(sm.latent[slot][half * T::kHalfBoxes]), T::kBoxBytes);
-      ptx::wgmma_fence();
+      if (i >= 0) {
+        const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
+        const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
+        if (i > 0 && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
+        const uint64_t pd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot][0]));
+        const uint64_t vd = values_descriptor(ptx::shared_address(sm.latent[slot][half * T::kHalfBoxes]), T::kBoxBytes);
+        ptx::wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < T::kN / 16; ++k) ptx::wgmma_ss<E, 1>(out.o, pd + k * 2, vd + k * 128, accumulate | k);
-      ptx::wgmma_commit();
-      ptx::wgmma_wait<0>();
-      ptx::pin(out.o);
-      if (left == 1)
-        inv0 = sm.inv_sum[rope_slot][row0], inv1 = sm.inv_sum[rope_slot][row0 + 8], lse0 = sm.lse[rope_slot][row0],
-        lse1 = sm.lse[rope_slot][row0 + 8];
+        for (int k = 0; k < T::kN / 16; ++k) ptx::wgmma_ss<typename T::Wide, 1>(out.o, pd + k * 2, vd + k * 128, k > 0 || i > 0);
+        ptx::wgmma_commit();
+        if constexpr (T::kGathered) refill.latent_late(n);
+        ptx::wgmma_wait<0>();
+        ptx::pin(out.o);
+        if (i == left - 1)
+          inv0 = sm.inv_sum[rope_slot][row0], inv1 = sm.inv_sum[rope_slot][row0 + 8], lse0 = sm.lse[rope_slot][row0],
+          lse1 = sm.lse[rope_slot][row0 + 8];
+      } else if constexpr (T::kGathered) {
+        refill.latent_late(n);
+      }
       advance();
-      accumulate = 1;
     }
     store_rows<T>(seg, r, half, out, inv0, inv1, lse0, lse1);
   }
@@ -256,8 +274,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
 
 // Rows of packed queries behind the last request.
 __device__ __forceinline__ void clear_rows_behind(const Params& p, int half_threads) {
-  const Request last = p.request[p.batch - 1];
-  const int first = last.q_first + last.q_len;
+  const int first = q_first_of(p, p.batch - 1) + q_len_of(p, p.batch - 1);
   const int64_t rows = static_cast<int64_t>(p.q_tokens - first) * p.heads, step = static_cast<int64_t>(gridDim.x) * gridDim.y;
   for (int64_t row = blockIdx.y * gridDim.x + blockIdx.x; row < rows; row += step) {
     const int token = first + static_cast<int>(row / p.heads), head = static_cast<int>(row % p.heads);

@@ -1,4 +1,4 @@
-// What the kernels of this folder are told (Params), and what they find out first (Request, Part): see plan.cuh.
+// What the kernels of this folder are told (Params), and what they find out first (Part): see plan.cuh.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,6 @@ namespace attile::cuda::mla_sm90 {
 
 constexpr int kMaxParts = 256, kMaxBatch = 1 << 14;
 
-// A sequence, its numbers clamped to what the shapes allow.
-struct Request {
-  int32_t kv_len;
-  int32_t q_first, q_len;  // its tokens in the view of the queries
-  int32_t page_begin;      // its first entry in a page table that is one list
-};
-
 // A run of key blocks: request r0 from block b0 ... request r1 up to block b1 (exclusive); empty when r1 < r0. Its partial results: slot
 // 2 * part for request r0, 2 * part + 1 for r1 when that is another one.
 struct Part {
@@ -24,13 +17,11 @@ struct Part {
   int32_t before0;         // parts that have blocks of r0 before this one
   int32_t count0, count1;  // parts of request r0, of request r1
   int32_t first_slot0;     // the slot of r0's first part
-  Request request0;        // r0's: a load that need not be waited for
 };
 
-struct Indices {     // int32 or int64; strides in bytes
+struct Indices {     // int32 or int64, of which the lower half is read; the stride in bytes
   const char* data;  // null: none
   int64_t stride;
-  bool wide;
 };
 
 struct Params {
@@ -50,6 +41,7 @@ struct Params {
   // Scores: s = q.k, with `reshape` s = softcap * tanh(raw_scale s / softcap) or raw_scale s; exponents are scale_log2 s.
   bool reshape;
   float raw_scale, softcap, scale_log2;
+  float ckv_scale;  // of float8 latents
   const char* sinks;  // null: none
   int64_t sink_head, sink_next;
   DType sink_dtype;
@@ -71,7 +63,6 @@ struct Params {
 
   // The workspace.
   int32_t parts, tiles, block_n;  // the grid; keys a block
-  Request* request;               // [batch]
   float* sink_log2;               // [heads]: log2 of the sum of a head's sinks; null: none
   int32_t* arrived;               // [batch][tiles][half]: how many parts have left their partial result
   float* out_parts;               // [2 * parts][seqlen_q * heads][latent]

@@ -1,8 +1,8 @@
 // The ring of key blocks and what its barriers promise. The only file that counts phases: block n has latent slot n % kStages and rope slot
 // n % kRopeStages, and every barrier flips once an entry (a block of keys, or queries).
 //
-//   latent_full  a half of a block's latents is in shared memory     (TMA; gathered: the 128 threads whose copies they are)
-//   rope_full    so are its rope keys                                (likewise)
+//   latent_full  a half of a block's latents is in shared memory     (TMA; gathered, widened: the 128 threads who wrote them)
+//   rope_full    so are its rope keys                                (TMA; gathered: likewise)
 //   s_done       all four score warps have read the block's rope keys: P may overwrite them
 //   P            named barriers (they wake faster): P, the rescale factors and, with a request's last block, 1 / sum and lse are
 //                written; or: Q has been taken. score arrives, left or right waits: one for each and each rope slot
@@ -13,15 +13,15 @@
 
 namespace attile::cuda::mla_sm90 {
 
-template <int kStages, int kRopeStages, bool kGathered>
+// kLatentWriters, kRopeWriters: arrivals that make a block; 1: TMA's.
+template <int kStages, int kRopeStages, int kLatentWriters, int kRopeWriters>
 struct Pipeline {
   uint64_t latent_full[kStages][2], latent_free[kStages][2], rope_full[kRopeStages], s_done[kRopeStages];
 
   __device__ __forceinline__ void init() {
-    constexpr int kWriters = kGathered ? 128 : 1;
     for (int i = 0; i < kStages; ++i)
-      for (int h = 0; h < 2; ++h) ptx::mbarrier_init(at(latent_full[i][h]), kWriters), ptx::mbarrier_init(at(latent_free[i][h]), 4);
-    for (int i = 0; i < kRopeStages; ++i) ptx::mbarrier_init(at(rope_full[i]), kWriters), ptx::mbarrier_init(at(s_done[i]), 4);
+      for (int h = 0; h < 2; ++h) ptx::mbarrier_init(at(latent_full[i][h]), kLatentWriters), ptx::mbarrier_init(at(latent_free[i][h]), 4);
+    for (int i = 0; i < kRopeStages; ++i) ptx::mbarrier_init(at(rope_full[i]), kRopeWriters), ptx::mbarrier_init(at(s_done[i]), 4);
     ptx::fence_barrier_init();
   }
   static __device__ __forceinline__ int slot(uint32_t n) { return n % kStages; }
@@ -33,11 +33,11 @@ struct Pipeline {
   }
   __device__ __forceinline__ void wait_latent(uint32_t n, int half) {
     mbarrier_wait(at(latent_full[slot(n)][half]), n / kStages & 1);
-    if constexpr (kGathered) ptx::fence_async_proxy();
+    if constexpr (kLatentWriters > 1) ptx::fence_async_proxy();
   }
   __device__ __forceinline__ void wait_rope(uint32_t n) {
     mbarrier_wait(at(rope_full[rope_slot(n)]), n / kRopeStages & 1);
-    if constexpr (kGathered) ptx::fence_async_proxy();
+    if constexpr (kRopeWriters > 1) ptx::fence_async_proxy();
   }
   __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(s_done[rope_slot(n)]); }
   __device__ __forceinline__ void wait_s(uint32_t n) { mbarrier_wait(at(s_done[rope_slot(n)]), n / kRopeStages & 1); }

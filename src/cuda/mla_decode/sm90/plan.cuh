@@ -4,7 +4,7 @@
 // The requests lie end to end on an axis of costs: blocks, and what beginning a request costs. Cut evenly into n parts the axis is divided
 // well where splits are cheap, but 128 equal requests on 132 multiprocessors want to stay whole. So some n are tried side by side, and the
 // one whose dearest part is cheapest wins, a split counted as kSplitCost blocks. Everything is a binary search in prefix sums: one thread
-// that walks over 128 requests takes 25 to 30 us, a kernel of its own 7, this 2.
+// that walks over 128 requests takes 25 to 30 us, a kernel of its own 7.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -13,34 +13,12 @@
 
 #include "cuda/mla_decode/sm90/params.hpp"
 #include "cuda/mla_decode/sm90/ptx.cuh"
+#include "cuda/mla_decode/sm90/requests.cuh"
 #include "cuda/tile/element.cuh"
 
 namespace attile::cuda::mla_sm90 {
 
 constexpr int kPlanThreads = 384;
-
-// ---- what index arrays say, clamped to what the shapes allow
-
-__device__ __forceinline__ int64_t index_at(const Indices& x, int64_t i) {
-  const char* at = x.data + i * x.stride;
-  return x.wide ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
-}
-__device__ __forceinline__ int clamped(int64_t x, int low, int high) {
-  return static_cast<int>(max(min(x, static_cast<int64_t>(high)), static_cast<int64_t>(low)));
-}
-__device__ __forceinline__ int kv_len_of(const Params& p, int b) {
-  return p.kv_lens.data ? clamped(index_at(p.kv_lens, b), 0, p.kv_most) : p.kv_most;
-}
-
-__device__ __forceinline__ Request request_of(const Params& p, int b) {
-  Request r{kv_len_of(p, b), 0, p.seqlen_q, 0};
-  if (p.cu_seqlens_q.data) {
-    r.q_first = clamped(index_at(p.cu_seqlens_q, b), 0, p.q_tokens);
-    r.q_len = clamped(index_at(p.cu_seqlens_q, b + 1), r.q_first, min(p.q_tokens, r.q_first + p.seqlen_q)) - r.q_first;
-  }
-  if (p.page_begin.data) r.page_begin = clamped(index_at(p.page_begin, b), 0, max(p.table_entries - 1, 0));
-  return r;
-}
 
 __device__ __forceinline__ float sink_at(const Params& p, int head, int i) {
   const char* at = p.sinks + head * p.sink_head + i * p.sink_next;
@@ -53,20 +31,6 @@ __device__ __forceinline__ float sink_at(const Params& p, int head, int i) {
       return *reinterpret_cast<const float*>(at);
     default:
       return static_cast<float>(*reinterpret_cast<const double*>(at));
-  }
-}
-
-// This block's share of what all blocks read after the grid's barrier: requests, sinks, counters at zero.
-__device__ __forceinline__ void write_shared_records(const Params& p) {
-  const int first = (blockIdx.y * gridDim.x + blockIdx.x) * kPlanThreads + threadIdx.x, step = gridDim.x * gridDim.y * kPlanThreads;
-  for (int b = first; b < p.batch; b += step) p.request[b] = request_of(p, b);
-  for (int64_t i = first; i < static_cast<int64_t>(p.batch) * p.tiles * 2; i += step) p.arrived[i] = 0;
-  if (!p.sinks) return;
-  for (int h = first; h < p.heads; h += step) {
-    float high = -INFINITY, total = 0.f;
-    for (int i = 0; i < p.sink_count; ++i) high = fmaxf(high, sink_at(p, h, i));
-    for (int i = 0; i < p.sink_count && high > -INFINITY; ++i) total += expf(sink_at(p, h, i) - high);
-    p.sink_log2[h] = high == -INFINITY ? -INFINITY : high * 1.44269504f + log2f(total);
   }
 }
 
@@ -130,23 +94,10 @@ __device__ __forceinline__ int candidate(int i, int parts, int requests, int tot
 // ---- a block's plan
 
 struct PlanStorage {
-  int sums[32], most[kCandidates];
+  int blocks[32], requests[32], sums[32], most[kCandidates];
   Cut cuts[kCandidates][kMaxParts + 1];
   int prefix[kMaxBatch + 1];
 };
-
-// The last i from low to high for which holds(i), which holds for low and for none after one for which it does not.
-template <class Predicate>
-__device__ __forceinline__ int last_where(int low, int high, Predicate holds) {
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (holds(middle))
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low;
-}
 
 // The sum over the threads before, and this one; all threads call it. sums: [32].
 __device__ __forceinline__ int block_prefix(int x, int* sums) {
@@ -162,45 +113,45 @@ __device__ __forceinline__ int block_prefix(int x, int* sums) {
   return x + __reduce_add_sync(~0u, lane < warp ? sums[lane] : 0);
 }
 
-// part: this block's, in shared memory.
+// part: this block's, in shared memory; written when the threads meet next.
 __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part& part) {
   const int t = threadIdx.x, lane = t & 31, warp = t / 32;
-  int* const prefix = sm.prefix;
+  const auto blocks_of = [&](int b) { return b < p.batch ? (kv_len_of(p, b) + p.block_n - 1) / p.block_n : 0; };
 
-  // Prefix sums of the requests' blocks, and how many have any.
+  // How many blocks there are, and requests that have any.
   int total = 0, requests = 0;
 #pragma unroll 1
-  for (int first = 0; first < p.batch; first += kPlanThreads) {
-    const int b = first + t;
-    const int blocks = b < p.batch ? (kv_len_of(p, b) + p.block_n - 1) / p.block_n : 0;
-    const int sum = total + block_prefix(blocks, sm.sums);
-    if (b < p.batch) prefix[b + 1] = sum;
-    requests += __syncthreads_count(blocks > 0);
-    total = prefix[min(first + kPlanThreads, p.batch)];
+  for (int b = t; b < p.batch; b += kPlanThreads) {
+    const int blocks = blocks_of(b);
+    total += blocks, requests += blocks > 0;
   }
+  total = __reduce_add_sync(~0u, total), requests = __reduce_add_sync(~0u, requests);
+  if (lane == 0) sm.blocks[warp] = total, sm.requests[warp] = requests;
   if (t < kCandidates) sm.most[t] = 0;
-  if (t == 0) prefix[0] = 0;
-
-  // What beginning a request costs, added: less where parts are short. Empty requests have no place on the axis.
-  const int begin_cost = min(Axis::kMaxBeginCost, total / (16 * p.parts));
-  int before = 0;
-#pragma unroll 1
-  for (int first = 0; begin_cost > 0 && first < p.batch; first += kPlanThreads) {
-    const int b = first + t;
-    const bool some = b < p.batch && kv_len_of(p, b) > 0;
-    const int earlier = before + block_prefix(some, sm.sums);
-    if (b < p.batch) prefix[b + 1] += earlier * begin_cost;
-    before += __syncthreads_count(some);
-  }
   __syncthreads();
-  total = prefix[p.batch];
+  total = __reduce_add_sync(~0u, lane < kPlanThreads / 32 ? sm.blocks[lane] : 0);
+  requests = __reduce_add_sync(~0u, lane < kPlanThreads / 32 ? sm.requests[lane] : 0);
+
+  // The axis. What beginning a request costs is less where parts are short; empty requests have no place.
+  const int begin_cost = min(Axis::kMaxBeginCost, total / (16 * p.parts));
+  int sum = 0;
+#pragma unroll 1
+  for (int first = 0; first < p.batch; first += kPlanThreads) {
+    const int blocks = blocks_of(first + t);
+    const int end = sum + block_prefix(blocks + (blocks > 0 ? begin_cost : 0), sm.sums);
+    if (first + t < p.batch) sm.prefix[first + t + 1] = end;
+    sum += __reduce_add_sync(~0u, lane < kPlanThreads / 32 ? sm.sums[lane] : 0);
+  }
+  if (t == 0) sm.prefix[0] = 0;
+  total += requests * begin_cost;
+  __syncthreads();
 
   // How many parts: each of some warps tries a number.
   constexpr int kTeam = kPlanThreads / 32 / kCandidates * 32;
   const int c = warp % kCandidates, y0 = warp / kCandidates * 32 + lane;
   {
     const int n = candidate(c, p.parts, requests, total);
-    const Axis axis(prefix, p.batch, begin_cost, n);
+    const Axis axis(sm.prefix, p.batch, begin_cost, n);
 #pragma unroll 1
     for (int y = y0; y <= n; y += kTeam) sm.cuts[c][y] = axis.cut(y);
     __syncthreads();
@@ -224,32 +175,61 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   }
   const Cut from = cut[y], to = cut[y + 1];
   const int r1 = to.b > 0 ? to.r : to.r - 1;
+  // Each cut within a request makes one part more of it.
+  static_assert(kMaxParts < kPlanThreads);
+  const Cut mine = t < n ? cut[t] : Cut{-1, 0};
+  const int before0 = __syncthreads_count(mine.b > 0 && mine.r == from.r && t <= y);
+  const int count0 = 1 + __syncthreads_count(mine.b > 0 && mine.r == from.r);
+  const int count1 = 1 + __syncthreads_count(mine.b > 0 && mine.r == r1);
   if (t == 0) {
-    const auto blocks = [&](int r) { return max(prefix[r + 1] - prefix[r] - begin_cost, 0); };
+    const auto blocks = [&](int r) { return max(sm.prefix[r + 1] - sm.prefix[r] - begin_cost, 0); };
     part.r0 = from.r, part.b0 = from.b, part.r1 = r1;
     part.b1 = to.b > 0 ? to.b : blocks(r1);
     part.left0 = (r1 == from.r ? part.b1 : blocks(from.r)) - from.b;
-    part.request0 = request_of(p, from.r);
+    part.before0 = before0, part.count0 = count0, part.count1 = count1;
+    part.first_slot0 = 2 * (y - before0) + (cut[y - before0].r != from.r);
   }
-  // The parts that have blocks of r0, of r1: from the last that does not begin within r0 to the last that does not begin behind it.
-  if (t == 32) {
-    const int first = last_where(0, y, [&](int i) { return cut[i].r < from.r || (cut[i].r == from.r && cut[i].b == 0); });
-    const int last = last_where(y, n - 1, [&](int i) { return cut[i].r <= from.r; });
-    part.before0 = y - first, part.count0 = last - first + 1;
-    part.first_slot0 = 2 * first + (cut[first].r != from.r);
-  }
-  if (t == 64) part.count1 = last_where(y, n - 1, [&](int i) { return cut[i].r <= r1; }) - y + 1;
 }
 
-// Everything that comes before the first load, by all threads: while the other blocks write their share of the records, this one plans.
-// Not inline, for the registers of what follows.
-inline __device__ __noinline__ void plan_block(const Params& p, PlanStorage& storage, Part& part) {
-  const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
-  write_shared_records(p);
-  auto arrived = grid.barrier_arrive();
-  make_plan(p, storage, part);
-  ptx::fence_async_proxy();  // TMA writes next where the plan was made
-  grid.barrier_wait(std::move(arrived));
+// ---- what all blocks read of each other
+
+// The page table into the second cache, while nobody knows yet who reads which of it: each block's share.
+__device__ __forceinline__ void prefetch_table(const Params& p) {
+  if (!p.page_table) return;
+  const int64_t rows = p.page_begin.data ? 1 : p.batch, bytes = (rows - 1) * p.table_row + p.table_entries * p.table_entry;
+  const int64_t at = ((blockIdx.y * gridDim.x + blockIdx.x) * kPlanThreads + threadIdx.x) * int64_t{128};
+  if (at < bytes) prefetch_l2(p.page_table + at);
 }
+
+// Not inline: it would stand, rarely used, in the way of the first load.
+inline __device__ __noinline__ void sum_sinks(const Params& p, int first, int step) {
+#pragma unroll 1
+  for (int h = first; h < p.heads; h += step) {
+    float high = -INFINITY, total = 0.f;
+#pragma unroll 1
+    for (int i = 0; i < p.sink_count; ++i) high = fmaxf(high, sink_at(p, h, i));
+#pragma unroll 1
+    for (int i = 0; i < p.sink_count && high > -INFINITY; ++i) total += expf(sink_at(p, h, i) - high);
+    p.sink_log2[h] = high == -INFINITY ? -INFINITY : high * 1.44269504f + log2f(total);
+  }
+}
+
+// This block's share of what others read behind the grid's barrier: sums of sinks, counters at zero.
+__device__ __forceinline__ void write_shared_records(const Params& p) {
+  const int first = (blockIdx.y * gridDim.x + blockIdx.x) * kPlanThreads + threadIdx.x, step = gridDim.x * gridDim.y * kPlanThreads;
+#pragma unroll 1
+  for (int i = first; i < p.batch * p.tiles * 2; i += step) p.arrived[i] = 0;
+  if (p.sinks) sum_sinks(p, first, step);
+}
+
+// The barrier of the cooperative grid, at which blocks arrive when they have planned and wait when their first loads are under way.
+class Others {
+ public:
+  __device__ __forceinline__ Others() : arrived_(cooperative_groups::this_grid().barrier_arrive()) {}
+  __device__ __forceinline__ void wait() { cooperative_groups::this_grid().barrier_wait(std::move(arrived_)); }
+
+ private:
+  cooperative_groups::grid_group::arrival_token arrived_;
+};
 
 }  // namespace attile::cuda::mla_sm90

@@ -52,6 +52,12 @@ __device__ __forceinline__ void cp_async_16_once(uint32_t to, const void* from, 
                "l"(ptx::kEvictFirst)
                : "memory");
 }
+// Two float8_e4m3 as two float16, exactly.
+__device__ __forceinline__ uint32_t e4m3_to_f16(uint16_t two) {
+  uint32_t x;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(x) : "h"(two));
+  return x;
+}
 // The barrier counts one arrival when what this thread has asked for so far is there.
 __device__ __forceinline__ void cp_async_arrive(uint32_t bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
@@ -63,6 +69,8 @@ __device__ __forceinline__ uint32_t load_word(const void* p) {
   asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(x) : "l"(p));
   return x;
 }
+
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // A counter in device memory that other blocks raise.
 __device__ __forceinline__ void wait_at_least(const int* p, int n) {

@@ -8,6 +8,7 @@
 // 16 columns. These A fragments are four registers and a select; nothing is stored.
 #pragma once
 
+#include "cuda/mla_decode/sm90/query_scale.cuh"
 #include "cuda/mla_decode/sm90/traits.cuh"
 
 namespace attile::cuda::mla_sm90 {
@@ -48,8 +49,22 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
     }
     // The other tiles, rows e * kN..; the layout is the same.
     ptx::named_barrier_sync(1, 128);  // the last request's S is done
+    if constexpr (T::kNarrow) {
+      static_assert(T::kLatentSharedTiles == 1 && T::kQEntries == 1);
+      const int row = warp * 16 + (lane & 15), row0 = warp * 16 + lane / 4;
+      const auto at = [&](int k) { return row * 128 + (((k * 2 + lane / 16) ^ (row & 7)) << 4); };
+      uint32_t last[4][4];
+      float back0, back1;
 #pragma unroll
-    for (int i = 0; i < T::kSharedTiles; ++i) {
+      for (int k = 0; k < 4; ++k) ptx::ldmatrix_x4(last[k], ptx::shared_address(sm.latent[slot][T::kRegisterTiles]) + at(k));
+      scale_query(q.latent, last, p.ckv_scale, back0, back1);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) ptx::stmatrix_x4(ptx::shared_address(sm.q[0]) + at(k), last[k][0], last[k][1], last[k][2], last[k][3]);
+      if ((lane & 3) == 0) sm.q_scale.back[row0] = back0, sm.q_scale.back[row0 + 8] = back1;
+      __syncwarp();
+    }
+#pragma unroll
+    for (int i = T::kNarrow ? T::kLatentSharedTiles : 0; i < T::kSharedTiles; ++i) {
       const uint8_t* from =
           i < T::kLatentSharedTiles ? sm.latent[slot][T::kRegisterTiles + i] : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSharedTiles];
 #pragma unroll
@@ -105,8 +120,8 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
       const uint64_t rd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot]));
       const uint64_t qd = keys_descriptor(ptx::shared_address(sm.q[0]));
       auto box = [](int k) { return uint64_t((k / 4) * (T::kBoxBytes >> 4) + (k % 4) * 2); };
-      auto product = [&](int k, uint64_t b) {  // k counts from the first tile of Q in shared memory
-        ptx::wgmma_ss<E, 0>(s, qd + (k / 4) * (T::kM * 128 >> 4) + (k % 4) * 2, b, 1);
+      auto product = [&]<class Of>(Of, int k, uint64_t b) {  // k counts from the first tile of Q in shared memory
+        ptx::wgmma_ss<Of, 0>(s, qd + (k / 4) * (T::kM * 128 >> 4) + (k % 4) * 2, b, 1);
       };
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -122,12 +137,19 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
             ptx::wgmma_fence();
           }
           if (at < T::kRegisterTiles * 4)
-            ptx::wgmma_rs<E, 0>(s, q.latent[at], kd + box(at), at > 0);  // issue keeps pace with execution
+            ptx::wgmma_rs<typename T::Wide, 0>(s, q.latent[at], kd + box(at), at > 0);  // issue keeps pace with execution
           else
-            product(at - T::kRegisterTiles * 4, kd + box(at));
+            product(typename T::Wide{}, at - T::kRegisterTiles * 4, kd + box(at));
         }
       }
       ptx::wgmma_commit();
+      if constexpr (T::kNarrow) {
+        ptx::wgmma_wait<0>();
+        ptx::pin(s);
+        const float back[2] = {sm.q_scale.back[row0], sm.q_scale.back[row0 + 8]};
+#pragma unroll
+        for (int i = 0; i < T::kAccS; ++i) s[i] *= back[i / 2 % 2];
+      }
       sm.pipe.wait_rope(n);
       __syncwarp();
       ptx::wgmma_fence();
@@ -152,7 +174,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
         }
       } else {
 #pragma unroll
-        for (int k = 0; k < T::kRopeBoxes * 4; ++k) product(T::kLatentSharedTiles * 4 + k, rd + box(k));
+        for (int k = 0; k < T::kRopeBoxes * 4; ++k) product(E{}, T::kLatentSharedTiles * 4 + k, rd + box(k));
         ptx::wgmma_commit();
       }
       ptx::wgmma_wait<0>();
@@ -214,7 +236,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
         const float c = ptx::exp2_approx(fmaf(s[i * 4 + 2], p.scale_log2, -sub1));
         const float d = ptx::exp2_approx(fmaf(s[i * 4 + 3], p.scale_log2, -sub1));
         sum0 += a + b, sum1 += c + d;
-        pk[i][0] = E::pack(a, b), pk[i][1] = E::pack(c, d);
+        pk[i][0] = T::Wide::pack(a, b), pk[i][1] = T::Wide::pack(c, d);
       }
 
       // ---- P, the rescale factors and, with the last block, 1 / sum and lse
@@ -232,9 +254,12 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
       if (left == 1) {
         sum0 += __shfl_xor_sync(~0u, sum0, 1), sum1 += __shfl_xor_sync(~0u, sum1, 1);
         sum0 += __shfl_xor_sync(~0u, sum0, 2), sum1 += __shfl_xor_sync(~0u, sum1, 2);
+        float inv0 = sum0 > 0.f ? 1.f / sum0 : (sum0 == 0.f ? 0.f : sum0);  // a NaN stays
+        float inv1 = sum1 > 0.f ? 1.f / sum1 : (sum1 == 0.f ? 0.f : sum1);
+        if constexpr (T::kNarrow) inv0 *= p.ckv_scale, inv1 *= p.ckv_scale;
         if ((lane & 3) == 0) {
-          sm.inv_sum[rope_slot][row0] = sum0 > 0.f ? 1.f / sum0 : (sum0 == 0.f ? 0.f : sum0);  // a NaN stays
-          sm.inv_sum[rope_slot][row0 + 8] = sum1 > 0.f ? 1.f / sum1 : (sum1 == 0.f ? 0.f : sum1);
+          sm.inv_sum[rope_slot][row0] = inv0;
+          sm.inv_sum[rope_slot][row0 + 8] = inv1;
           sm.lse[rope_slot][row0] = max0 + log2f(sum0), sm.lse[rope_slot][row0 + 8] = max1 + log2f(sum1);
         }
       }

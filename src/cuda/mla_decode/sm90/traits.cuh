@@ -2,16 +2,19 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/mla_decode/sm90/params.hpp"
 #include "cuda/mla_decode/sm90/pipeline.cuh"
+#include "cuda/mla_decode/sm90/requests.cuh"
 #include "cuda/tile/element.cuh"
 
 namespace attile::cuda::mla_sm90 {
 
 // How the rope part meets the keys, and how keys are loaded.
 enum class Rope { shared, heads };    // heads: a row of 16 columns for each head
-enum class Keys { boxes, gathered };  // boxes by TMA: kN rows of one page; gathered: row by row, pages of any size
+// boxes by TMA: kN rows of one page; gathered: row by row, pages of any size; narrow: boxes of float8 latents, which are widened here
+enum class Keys { boxes, gathered, narrow };
 
 // L up to 64 * kLatentBoxes columns, shared rope up to 64 * kRopeBoxes (rope of heads: all their columns). kStages: key blocks in shared
 // memory. More is not better where bytes are the limit: 2 of 72 KB beat 3, 3 of 36 KB beat 6 (docs/hopper-mla.md).
@@ -19,7 +22,8 @@ template <class Element_, int kLatentBoxes_, int kRopeBoxes_, int kStages, Rope 
 struct Traits {
   using Element = Element_;
   static constexpr int kM = 64, kN = kRope == Rope::heads ? 32 : 64, kLatentBoxes = kLatentBoxes_, kRopeBoxes = kRopeBoxes_;
-  static constexpr bool kHeadRope = kRope == Rope::heads, kGathered = kKeys == Keys::gathered;
+  static constexpr bool kHeadRope = kRope == Rope::heads, kGathered = kKeys == Keys::gathered, kNarrow = kKeys == Keys::narrow;
+  using Wide = std::conditional_t<kNarrow, F16, Element>;  // of latents, of Q beside them and of P, as wgmma reads them
   static constexpr int kThreads = 384;
   static constexpr int kBoxBytes = kN * 128;                                    // kN keys x 64 columns, 128-byte swizzle
   static constexpr int kAccS = kN / 2;                                          // accumulator registers of S
@@ -33,13 +37,16 @@ struct Traits {
   // Shared memory: the most that a block may have; statistics, barriers and walks take less than the second figure.
   static constexpr int kShared = 232448, kSharedSmall = 3072;
   static constexpr int kRing = kShared - kSharedSmall - kSharedTiles * kM * 128;
+  static constexpr int kRawStages = 2, kRawBytes = kNarrow ? kRawStages * kLatentBoxes * kBoxBytes / 2 : 0;
   static constexpr int kLatentBytes = kLatentBoxes * kBoxBytes, kRopeBytes = kRopeBoxes * kBoxBytes;
   static constexpr int kLatentStages = kStages;
-  static constexpr int kRopeStages = kStages >= 3 && !kGathered && kRing >= 3 * (kLatentBytes + kRopeBytes) ? 3 : 2;
-  static_assert(kStages * kLatentBytes + kRopeStages * kRopeBytes <= kRing);
+  static constexpr int kRopeStages = kStages >= 3 && kKeys == Keys::boxes && kRing >= 3 * (kLatentBytes + kRopeBytes) ? 3 : 2;
+  static_assert(kStages * kLatentBytes + kRopeStages * kRopeBytes + kRawBytes <= kRing);
+  // What is known of the ring before the first load.
+  static constexpr int kFirst = kStages + (kNarrow ? kRawStages : kGathered);
   static_assert(kStages <= 6);  // a walk is kAhead entries ahead: at least three more
   // P(n) is published when S(n + 1) has issued so many of its k-steps; -1: before it begins. With a third block O(n) can wait so long.
-  static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && !kGathered ? 28 : -1;
+  static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && kKeys == Keys::boxes ? 28 : -1;
 };
 
 // The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
@@ -58,16 +65,39 @@ struct Walk {  // see walk.cuh
   int r, left, q_left, page_no, at;
 };
 
+// Float8 latents before they are widened, and when they are there.
+template <class T>
+struct Raw {
+  uint8_t keys[T::kRawStages][2][T::kN * T::kOutN];
+  uint64_t full[T::kRawStages][2];
+  __device__ __forceinline__ void init() {
+    for (auto& stage : full)
+      for (uint64_t& bar : stage) ptx::mbarrier_init(ptx::shared_address(&bar), 1);
+  }
+  __device__ __forceinline__ uint32_t barrier(uint32_t m, int half) { return ptx::shared_address(&full[m % T::kRawStages][half]); }
+  __device__ __forceinline__ void wait(uint32_t m, int half) { mbarrier_wait(barrier(m, half), m / T::kRawStages & 1); }
+};
+// What a row's latent scores are to be multiplied by: ckv_scale, and what its queries were multiplied by to be float16.
+template <class T>
+struct QueryScale {
+  float back[T::kM];
+};
+struct NoRaw {
+  __device__ __forceinline__ void init() {}
+};
+
 template <class T>
 struct alignas(1024) SharedStorage {
   uint8_t latent[T::kLatentStages][T::kLatentBoxes][T::kBoxBytes];
   uint8_t rope[T::kRopeStages][T::kRopeBoxes][T::kBoxBytes];  // P(n) takes the place of block n's rope keys, which S(n) has used
   uint8_t q[T::kSharedTiles > 0 ? T::kSharedTiles : 1][T::kM * 128];
+  [[no_unique_address]] std::conditional_t<T::kNarrow, Raw<T>, NoRaw> raw;
   float scale[T::kRopeStages][T::kM];  // exp2(old max - new max)
   float inv_sum[T::kRopeStages]
                [T::kM];              // written with a request's last block; as often as P, for the next request may end two entries later
   float lse[T::kRopeStages][T::kM];  // likewise, base 2
-  Pipeline<T::kLatentStages, T::kRopeStages, T::kGathered> pipe;
+  [[no_unique_address]] std::conditional_t<T::kNarrow, QueryScale<T>, NoRaw> q_scale;
+  Pipeline<T::kLatentStages, T::kRopeStages, T::kGathered || T::kNarrow ? 128 : 1, T::kGathered ? 128 : 1> pipe;
   Walk walk[2];                // left's and right's
   Entry entries[2][kEntries];  // block m at m % kEntries, written kAhead blocks ahead
   Part part;
@@ -83,16 +113,9 @@ struct Segments {
   const volatile Part& part;  // in shared memory: reread at each use, so that it takes no registers in the loops
   int block_n, m_block;
 
-  __device__ __forceinline__ int kv_len(int r) const { return r == part.r0 ? part.request0.kv_len : __ldg(&p.request[r].kv_len); }
-  __device__ __forceinline__ int q_len(int r) const {
-    return !p.packed ? p.seqlen_q : r == part.r0 ? part.request0.q_len : __ldg(&p.request[r].q_len);
-  }
-  __device__ __forceinline__ int q_first(int r) const {
-    return !p.packed ? 0 : r == part.r0 ? part.request0.q_first : __ldg(&p.request[r].q_first);
-  }
-  __device__ __forceinline__ int page_begin(int r) const {
-    return r == part.r0 ? part.request0.page_begin : __ldg(&p.request[r].page_begin);
-  }
+  __device__ __forceinline__ int kv_len(int r) const { return kv_len_of(p, r); }
+  __device__ __forceinline__ int q_len(int r) const { return p.packed ? q_len_of(p, r) : p.seqlen_q; }
+  __device__ __forceinline__ int q_first(int r) const { return p.packed ? q_first_of(p, r) : 0; }
   __device__ __forceinline__ int q_batch(int r) const { return p.packed ? 0 : r; }
   __device__ __forceinline__ int rows(int r) const { return q_len(r) * p.heads; }
 

@@ -16,7 +16,7 @@ namespace attile::cuda::mla_sm90 {
 __device__ __forceinline__ const char* page_entry(const Segments& seg, int r, int n) {
   const Params& p = seg.p;
   int64_t at = n;
-  if (p.page_begin.data) at = min(static_cast<int64_t>(seg.page_begin(r)) + n, static_cast<int64_t>(p.table_entries) - 1);
+  if (p.page_begin.data) at = min(static_cast<int64_t>(page_begin_of(p, r)) + n, static_cast<int64_t>(p.table_entries) - 1);
   return p.page_table + r * p.table_row + at * p.table_entry;
 }
 

@@ -25,6 +25,22 @@ inline void cp_async_arrive(uint32_t bar) {
   emulation::barrier_arrive(bar, 0);
 }
 
+inline void prefetch_l2(const void*) {}
+
+inline uint32_t e4m3_to_f16(uint16_t two) {
+  uint32_t x = 0;
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t byte = two >> 8 * i & 0xff, sign = byte >> 7 << 15;
+    uint32_t magnitude = (byte & 0x7f) == 0x7f ? 0x7fff : ((byte & 0x7f) + (8 << 3)) << 7;
+    if ((byte & 0x78) == 0) {  // m * 2^-9
+      const uint32_t m = byte & 7;
+      magnitude = m == 0 ? 0 : m == 1 ? 6 << 10 : m < 4 ? 7 << 10 | (m & 1) << 9 : 8 << 10 | (m & 3) << 8;
+    }
+    x |= (sign | magnitude) << 16 * i;
+  }
+  return x;
+}
+
 inline uint32_t load_word(const void* p) { return __ldg(static_cast<const uint32_t*>(p)); }
 
 inline void wait_at_least(const int* p, int n) {
