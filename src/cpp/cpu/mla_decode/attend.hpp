@@ -15,6 +15,7 @@
 #include "cpu/forward/softmax.hpp"
 #include "cpu/forward/state.hpp"
 #include "cpu/mla_decode/head_rope.hpp"
+#include "cpu/mla_decode/join.hpp"
 #include "cpu/mla_decode/prefetch.hpp"
 #include "cpu/mla_decode/products.hpp"
 
@@ -219,14 +220,14 @@ extern const MlaDecodeIsa kMlaDecode;
 #if ATTILE_ISA_BF16_PAIRS
 const MlaDecodeIsa kMlaDecode = {
     kVectorBytes,          kBlockStep, decode_block_k, {decode_scratch_bytes<float>, nullptr}, {decode_attend<float>, nullptr},
-    {join<float>, nullptr}};
+    {join_columns<float>, nullptr}};
 #else
 const MlaDecodeIsa kMlaDecode = {kVectorBytes,
                                  kBlockStep,
                                  decode_block_k,
                                  {decode_scratch_bytes<float>, decode_scratch_bytes<double>},
                                  {decode_attend<float>, decode_attend<double>},
-                                 {join<float>, join<double>}};
+                                 {join_columns<float>, join_columns<double>}};
 #endif
 
 }  // namespace attile::ATTILE_ISA

@@ -24,6 +24,9 @@ struct Block {
   int64_t part;    // number of the first part's state; splits == 1: none
 };
 
+// How many columns of a block are joined at a time: a whole number of chunks.
+constexpr int64_t kJoinColumns = 128;
+
 // One part of a block's keys.
 struct Item {
   int64_t block, split, keys;
@@ -251,13 +254,20 @@ struct Run {
     if (whole) scale_lse(m.base);
   }
 
-  void join(const Block& block, int worker) const {
+  // Columns [begin, begin + kJoinColumns) of a block.
+  void join(const Block& block, int64_t begin, int worker) const {
     const FlushDenormals mode;
-    const MlaDecodeUnit m = make_unit(block, 0, worker);
+    Unit u = make_unit(block, 0, worker).base;
+    QueryRow* rows = reinterpret_cast<QueryRow*>(base + layout.workers + worker * layout.worker_bytes + layout.queries);
+    for (int64_t r = 0; r < block.count; ++r) {
+      rows[r].out += begin * static_cast<int64_t>(size_of(p.dtype));
+      if (begin > 0) rows[r].lse = nullptr;
+    }
+    u.head_dim_v = std::min(kJoinColumns, p.latent - begin);
     BlockState parts[Config::kMaxSplits];
     for (int64_t s = 0; s < block.splits; ++s) parts[s] = part(block, s);
-    isa.join[accumulator()](m.base, parts, block.splits);
-    scale_lse(m.base);
+    isa.join[accumulator()](u, parts, block.splits, begin, p.latent);
+    if (begin == 0) scale_lse(u);
   }
 
   // Tokens of a packed batch behind its last sequence.
@@ -322,8 +332,10 @@ void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Pl
 
   parallel_for(executor, n.items, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
   if (n.parts == 0) return;
-  parallel_for(executor, n.blocks, plan.workers, [&](int64_t index, int worker) {
-    if (run.blocks[index].splits > 1) run.join(run.blocks[index], worker);
+  const int64_t pieces = ceil_div(p.latent, kJoinColumns);
+  parallel_for(executor, n.blocks * pieces, plan.workers, [&](int64_t index, int worker) {
+    const Block& block = run.blocks[index / pieces];
+    if (block.splits > 1) run.join(block, index % pieces * kJoinColumns, worker);
   });
 }
 

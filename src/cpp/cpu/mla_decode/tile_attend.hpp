@@ -19,6 +19,7 @@
 #include "cpu/forward/softmax.hpp"
 #include "cpu/forward/state.hpp"
 #include "cpu/mla_decode/head_rope.hpp"
+#include "cpu/mla_decode/join.hpp"
 #include "cpu/mla_decode/tile_products.hpp"
 #include "cpu/mla_decode/tile_scratch.hpp"
 #include "cpu/mla_decode/tile_softmax.hpp"
@@ -386,6 +387,6 @@ inline void attend_tiles(const MlaDecodeUnit& m, bool finish) {
 extern const MlaDecodeIsa kMlaDecode;
 const MlaDecodeIsa kMlaDecode = {
     kVectorBytes,          static_cast<int>(kUnitKeys), tile_block_k, {tile_scratch_bytes, nullptr}, {attend_tiles, nullptr},
-    {join<float>, nullptr}};
+    {join_columns<float>, nullptr}};
 
 }  // namespace attile::ATTILE_ISA

@@ -41,7 +41,8 @@ struct MlaDecodeIsa {
   int64_t (*block_k)(const MlaDecodeShape& shape);  // keys of a tile
   size_t (*scratch_bytes[2])(const MlaDecodeShape& shape);
   void (*attend[2])(const MlaDecodeUnit& unit, bool finish);
-  void (*join[2])(const Unit& unit, const BlockState* parts, int64_t count);
+  // Columns [begin, begin + unit.head_dim_v) of parts that have `latent` of them; rows and state of the unit are those of the columns alone.
+  void (*join[2])(const Unit& unit, const BlockState* parts, int64_t count, int64_t begin, int64_t latent);
 };
 
 }  // namespace attile
