@@ -116,6 +116,20 @@ def hopper(pattern):
     every(taken, lambda case: run(case, "forward_sm90"))
 
 
+def hopper_float8(pattern):
+    """What the GPU's tests ask of float8 inputs with options, and of a bias of -inf."""
+    import gpu
+    import test_gpu_hopper_forward as tests
+
+    gpu.to_numpy, gpu.call_on = ndarray.get, lambda call, _: on(call)
+
+    def check(name):
+        tests.check_float8(tests.case_named(name), lambda call: tuple(x.get() for x in attile.flash_attention(**on(call), return_lse=True)))
+
+    every([name for name in tests.FLOAT8_CASES if re.match(pattern, name)], check)
+    every(["bfloat16", "float32"], lambda dtype: tests.test_a_bias_of_minus_infinity_hides_keys("forward_sm90", dtype))
+
+
 def run_with_infinite_bias(case):
     """A bias of -inf is a mask, one of NaN or +inf reaches its own row alone."""
     call = case.arrays()

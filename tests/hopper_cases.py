@@ -41,17 +41,18 @@ SCORES = {
     "softcap": options(logits_soft_cap=3.0),
     "large_softcap": options(logits_soft_cap=1e4, softmax_scale=2.0, causal=True),
     "packed_bias": {"layout": "packed", "lens_q": (65, 0, 130), "lens_k": (128, 20, 152), "bias": (3, 4, 130, 152)} | options(causal=True),
+    "padded_bias": {"layout": "padded", "lens_q": (210, 67), "lens_k": (65, 344), "seqlen_k": 344, "bias": (1, 4, 210, 344)},
     "packed_segments": {"layout": "packed", "lens_q": (65, 0, 130), "lens_k": (128, 20, 152), "segments": 3},
     "padded_mask": {"layout": "padded", "lens_q": (210, 67), "lens_k": (65, 340), "attention_mask": (4, 210, 340)},
     "everything": {
         "layout": "padded",
-        "lens_q": (210, 67),
-        "lens_k": (165, 340),
+        "lens_q": (210, 150),
+        "lens_k": (300, 340),
         "bias": (1, 4, 210, 340),
         "attention_mask": (210, 340),
         "segments": 2,
         "sinks": (4, 2),
-        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (130, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
+        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (230, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
     },
 }
 BOTTOM_RIGHT = options(causal=True, causal_alignment="bottom_right")
@@ -72,7 +73,7 @@ FEW_QUERIES = {  # of grouped heads, which are rows of one tile
     "group4_padded": {"layout": "padded", "seqlen_q": 40, "heads_q": 8, "lens_q": (40, 7), "lens_k": (65, 340), "sinks": (8, 1)} | BOTTOM_RIGHT,
     "group4_packed": {"layout": "packed", "heads_q": 8, "lens_q": (5, 0, 40, 1), "lens_k": (128, 20, 152, 30)} | BOTTOM_RIGHT,
     "group3_packed": {"layout": "packed", "heads_q": 6, "lens_q": (50, 12), "lens_k": (0, 300), "sinks": (6, 1)} | options(sliding_window=(50, 40)),
-    "group4_packed_segments": {"layout": "packed", "heads_q": 8, "lens_q": (30, 0, 20), "lens_k": (128, 20, 152), "segments": 3},
+    "group4_packed_segments": {"layout": "packed", "heads_q": 8, "seqlen_q": 70, "seqlen_k": 300, "lens_q": (50, 0, 20), "lens_k": (128, 20, 152), "segments": 2},
     "group4_everything": {
         "layout": "padded",
         "seqlen_q": 60,
@@ -83,7 +84,7 @@ FEW_QUERIES = {  # of grouped heads, which are rows of one tile
         "attention_mask": (60, 340),
         "segments": 2,
         "sinks": (8, 2),
-        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (130, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
+        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (230, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
     },
 }
 DIMS = {(64, 64): "bfloat16", (128, 128): "bfloat16", (96, 96): "bfloat16", (192, 128): "bfloat16", (256, 256): "bfloat16", (40, 72): "float16", (128, 120): "float16"}

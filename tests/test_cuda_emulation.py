@@ -44,12 +44,18 @@ def test_forward(package, pattern):
     [
         "bfloat16|length",
         "hopper64_64-bfloat16-(full|bottom_right|packed|padded|everything|segments_causal|mask|softcap)$",
+        "hopper64_64-bfloat16-(group(3|128|5_softcap|4_packed|4_padded|4_everything)|bias_float32)$",
         "hopper(192_128-bfloat16|40_72-float16)-(bottom_right|packed)",
         slow("hopper|edge|memory"),
     ],
 )
 def test_hopper_forward(package, pattern):
     call(package, f"hopper({pattern!r})")
+
+
+@pytest.mark.parametrize("pattern", ["hopper64_64-bfloat16-(padded_keys|packed|group3|everything)$", slow("")])
+def test_hopper_float8(package, pattern):
+    call(package, f"hopper_float8({pattern!r})")
 
 
 @pytest.mark.parametrize("splits", [2, 7])

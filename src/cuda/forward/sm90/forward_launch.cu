@@ -142,7 +142,11 @@ MaskShape mask_shape(const AttentionProblem& p, const Choice& i) {
 bool has_segment_ranges(const AttentionProblem& p, const Choice& i) {
   return (i.kind == Kind::kSegments || i.kind == Kind::kScores) && p.has(kSegmentIds) && !p.q_seqs.packed;
 }
-int64_t transposed_row(const AttentionProblem& p) { return ceil_div(p.k_seqs.rows, kTransposedKeys) * kTransposedKeys; }
+int64_t transposed_row(const AttentionProblem& p) {
+  if (p.k_seqs.packed) return (p.k_seqs.rows / kTransposedKeys + p.batch + 1) * kTransposedKeys;
+  return ceil_div(p.k_seqs.rows, kTransposedKeys) * kTransposedKeys;
+}
+int64_t transposed_batches(const AttentionProblem& p) { return p.k_seqs.packed ? 1 : p.batch; }
 
 struct Workspace {
   size_t bytes = 0, counter, sinks, tiles, bits, values;
@@ -165,7 +169,7 @@ Workspace workspace_of(const AttentionProblem& p, const Choice& i) {
   }
   w.tiles = take(16 * tiles);
   w.bits = take(4 * words);
-  w.values = take(p.dtype == DType::f8e4m3 ? p.batch * p.heads_k * i.dim_v * transposed_row(p) : 0);
+  w.values = take(p.dtype == DType::f8e4m3 ? transposed_batches(p) * p.heads_k * i.dim_v * transposed_row(p) : 0);
   return w;
 }
 
@@ -180,8 +184,9 @@ std::string device_objection(int id) {
 
 std::string float8_objection(const AttentionProblem& p) {
   if (p.dtype != DType::f8e4m3) return "";
-  if (p.options & kScoreOptions) return "takes no bias, mask, segment ids or soft cap with float8_e4m3";
-  if (p.q_seqs.packed) return "takes no packed sequences with float8_e4m3";
+  if ((p.options & kScoreOptions) && std::max(p.head_dim, p.head_dim_v) > 128)
+    return "takes bias, mask, segment ids and soft cap with float8_e4m3 for head dims of at most 128: got " + std::to_string(p.head_dim) + " and " +
+           std::to_string(p.head_dim_v);
   if (p.head_dim_v % 16) return "takes head_dim_v that are multiples of 16 with float8_e4m3: got " + std::to_string(p.head_dim_v);
   return "";
 }
@@ -342,7 +347,7 @@ void set_scale(Params& f, const AttentionProblem& p, Kind kind) {
   if (kind == Kind::kCap) f.cap = cap_params(scale / p.softcap), f.scale_log2 = static_cast<float>(p.softcap * kLog2e);
   if (kind != Kind::kBias && kind != Kind::kScores) return;
   f.scale_log2 = kLog2e;
-  f.scores.scale = static_cast<float>(scale);
+  f.scores.scale = static_cast<float>(p.dtype == DType::f8e4m3 ? scale * p.qk_factor : scale);
   if (p.has(kSoftcap)) f.cap = cap_params(1 / p.softcap), f.scores.softcap = static_cast<float>(p.softcap);
 }
 
@@ -356,12 +361,12 @@ void set_values(Params& f, const AttentionProblem& p, const Choice& i, uint8_t* 
     return;
   }
   const int64_t row = transposed_row(p);
-  transpose_values({p.v.data, p.v.stride[0], p.v.stride[1], p.v.stride[2], transposed, row, f.k_lengths, static_cast<int>(p.heads_k),
+  transpose_values({p.v.data, p.v.stride[0], p.v.stride[1], p.v.stride[2], transposed, row, f.k_lengths, f.sequences, static_cast<int>(p.heads_k),
                     static_cast<int>(p.head_dim_v), i.dim_v},
-                   static_cast<int>(p.batch), stream);
+                   static_cast<int>(transposed_batches(p)), stream);
   View v = p.v;  // [batch, dims, heads, keys]
   v.data = reinterpret_cast<char*>(transposed);
-  const int64_t shape[4] = {p.batch, i.dim_v, p.heads_k, row}, stride[4] = {p.heads_k * i.dim_v * row, row, i.dim_v * row, 1};
+  const int64_t shape[4] = {transposed_batches(p), i.dim_v, p.heads_k, row}, stride[4] = {p.heads_k * i.dim_v * row, row, i.dim_v * row, 1};
   std::copy(shape, shape + 4, v.shape), std::copy(stride, stride + 4, v.stride);
   f.v = rows_map(v, i.dim_v);
   set_factors(p.q_scale, f.q_scale, f.q_scale_batch, f.q_scale_head);

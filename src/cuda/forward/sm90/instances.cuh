@@ -58,14 +58,13 @@ struct SinkLists {
 void sum_sinks(const SinkLists& sinks, int heads, float* sums, void* stream);
 
 // V of E4m3 as the products want it, see transpose.cuh.
-inline constexpr int kTransposedKeys = 128;
 struct TransposeParams {
   const char* v;
   int64_t batch, row, head;  // strides in bytes; each row begins on 16
-  uint8_t* to;               // [batch][heads][dim_v][to_row]
+  uint8_t* to;               // [batch, packed: 1][heads][dim_v][to_row]
   int64_t to_row;
   Lengths keys;
-  int heads, head_dim_v, dim_v;  // of what is read, and written
+  int sequences, heads, head_dim_v, dim_v;  // of what is read, and written
 };
 void transpose_values(const TransposeParams& p, int batch, void* stream);
 

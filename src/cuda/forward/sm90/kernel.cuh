@@ -58,9 +58,9 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     float scores, out;
   };
   auto scales_of = [&](const Work& w) {
-    Scales x{p.scale_log2, p.v_factor};
+    Scales x{T::kScores ? p.scores.scale : p.scale_log2, p.v_factor};
     if constexpr (T::kFp8) {
-      const int64_t b = w.batch, h = w.head / p.group;
+      const int64_t b = min(w.batch, p.sequences - 1), h = w.head / p.group;
       if (p.q_scale) x.scores *= __ldg(p.q_scale + b * p.q_scale_batch + h * p.q_scale_head);
       if (p.k_scale) x.scores *= __ldg(p.k_scale + b * p.k_scale_batch + h * p.k_scale_head);
       if (p.v_scale) x.out *= __ldg(p.v_scale + b * p.v_scale_batch + h * p.v_scale_head);
@@ -68,7 +68,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     return x;
   };
   Scales scales{};
-  auto scale_log2 = [&] { return T::kFp8 ? scales.scores : p.scale_log2; };
+  auto scale_log2 = [&] { return T::kFp8 && !T::kScores ? scales.scores : p.scale_log2; };
 
   auto take_work = [&] {
     work_ring.wait_full();
@@ -88,7 +88,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
   bool some_unseen = false;
   uint32_t bias[T::kBias ? N / 16 : 1][4], bits[2][T::kMask ? N / 32 : 1];
   const uint32_t* mask_rows[2];
-  std::conditional_t<T::kScores, Scores<Element, N, T::D != 256>, NoScores> scores(p.scores);
+  std::conditional_t<T::kScores, Scores<Out, N, T::D != 256 && !T::kFp8>, NoScores> scores(p.scores);
   auto begin_scores = [&](const Work& w) {
     const int batch = min(w.batch, p.sequences - 1);
     if constexpr (T::kMask)
@@ -96,7 +96,8 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       for (int r = 0; r < 2; ++r)
         mask_rows[r] = p.mask.bits + batch * p.mask.batch + w.head * p.mask.head + max(0, min(query_at(w, row + 8 * r), p.mask.rows - 1)) * p.mask.row;
     if constexpr (T::kScores) {
-      scores.begin(batch, {head_at(w, row), head_at(w, row + 8)}, {query_at(w, row), query_at(w, row + 8)});
+      const int last = w.seqlen_q - 1;
+      scores.begin(batch, {head_at(w, row), head_at(w, row + 8)}, {min(query_at(w, row), last), min(query_at(w, row + 8), last)});
       scores.prefetch(w.j_end - 1);
     }
   };
@@ -139,7 +140,7 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
     if constexpr (T::kBias) add_bias<Element>(s, bias, p.scores.scale, some_unseen);
     if constexpr (T::kKind == Kind::kCap) cap_scores(s, p.cap);
     if constexpr (T::kScores) {
-      scores.apply(s, p.cap, j);
+      scores.apply(s, T::kFp8 ? scales.scores : p.scores.scale, p.cap, j);
       if (p.segments.q && !clean(w, j)) mask_documents(s, w, j);
     }
     if constexpr (T::kMask)
@@ -266,6 +267,11 @@ __device__ inline void consume(const Params& p, SharedStorage<T>& smem, int me) 
       }
     };
     auto store = [&] {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (T::kBand && query_at(w, row + 8 * r) >= w.seqlen_q)  // its bias may be anything
+#pragma unroll
+          for (int i = 0; i < T::Dv / 8; ++i) o[4 * i + 2 * r] = o[4 * i + 2 * r + 1] = 0.f;
       if constexpr (T::kStoreByQ)
         store_out_by_q<T>(o, factor, own_rows, p, w, query_at(w, 0), line_of, 1 + T::kConsumers + me);
       else

@@ -52,7 +52,10 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
   auto keys_of = [&](const Work& w) {
     const int batch = T::kBand && p.k_lengths.packed ? 0 : w.batch;
     Keys keys{w.j_begin, w.j_end, w.head / p.group, batch, T::kBand ? w.row0_k : 0, {}, 0, 0, 0};
-    keys.v = T::kBand && !T::kFp8 ? origin(p.v_steps, w.row0_k, w.seqlen_k, keys.head, batch) : RowOrigin{0, keys.head, batch};
+    if constexpr (T::kFp8)
+      keys.v = {p.k_lengths.packed ? transposed_begin(w.batch < p.sequences ? w.row0_k : p.k_lengths.rows, w.batch) : 0, keys.head, batch};
+    else
+      keys.v = T::kBand ? origin(p.v_steps, w.row0_k, w.seqlen_k, keys.head, batch) : RowOrigin{0, keys.head, batch};
     if constexpr (T::kBias) keys.bias_row = w.m * T::kTileM, keys.bias_head = w.head * p.bias_heads, keys.bias_batch = w.batch * p.bias_batches;
     return keys;
   };
@@ -68,7 +71,7 @@ __device__ inline void produce(const Params& p, SharedStorage<T>& smem) {
 #pragma unroll
     for (int c = 0; c < T::kBlocksV; ++c) {
       if constexpr (T::kFp8)
-        ptx::tma_load_4d(to + c * T::kVBlockBytes, &p.v, bar, ptx::kEvictLast, j * T::kTileN + c * 128, 0, w.head, w.batch);
+        ptx::tma_load_4d(to + c * T::kVBlockBytes, &p.v, bar, ptx::kEvictLast, w.v.first + j * T::kTileN + c * 128, 0, w.v.a, w.v.b);
       else
         ptx::tma_load_4d(to + c * T::kVBlockBytes, &p.v, bar, ptx::kEvictLast, c * T::kColumns, w.v.first + j * T::kTileN, w.v.a, w.v.b);
     }

@@ -78,6 +78,11 @@ struct PackedOrder {
   }
 };
 
+// E4m3's transposed values: where those of packed sequence `i` begin, whose first row is `row0` of the array. Each has whole 128s of its own, and what
+// lies past the last sequence (row0: of the array's end) is zero.
+inline constexpr int kTransposedKeys = 128;
+__device__ inline int transposed_begin(int row0, int i) { return (row0 / kTransposedKeys + i) * kTransposedKeys; }
+
 // Where rows lie in a tensor map {dims, rows, a, b}: row r of the sequence is row first + r of (a, b). As it is: (a, b) = (head, batch), and rows
 // end with the array. Ending: rows end with the sequence, so that the copies zero-fill (or do not write) what lies beyond. For that the map
 // has kFar rows, of which a sequence has the last; dimension a takes the kFar rows off again (its step is 2^35 bytes less a row, so kFar steps are

@@ -187,37 +187,37 @@ struct Scores {
   }
 
   // Without a cap a bias of -inf means unseen, whatever the product was.
-  __device__ __forceinline__ float biased(float s, float bias) const {
-    return p.softcap == 0.f && bias == -INFINITY ? bias : fmaf(s, p.scale, bias);
+  __device__ __forceinline__ float biased(float s, float scale, float bias) const {
+    return p.softcap == 0.f && bias == -INFINITY ? bias : fmaf(s, scale, bias);
   }
   // read: the two of (i, r).
   template <int kRegs, class Read>
-  __device__ __forceinline__ void add(float (&s)[kRegs], Read read) const {
+  __device__ __forceinline__ void add(float (&s)[kRegs], float scale, Read read) const {
 #pragma unroll
     for (int i = 0; i < N / 8; ++i)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float2 two = read(i, r);
-        s[4 * i + 2 * r] = biased(s[4 * i + 2 * r], two.x), s[4 * i + 2 * r + 1] = biased(s[4 * i + 2 * r + 1], two.y);
+        s[4 * i + 2 * r] = biased(s[4 * i + 2 * r], scale, two.x), s[4 * i + 2 * r + 1] = biased(s[4 * i + 2 * r + 1], scale, two.y);
       }
   }
 
   // Of key tile j.
   template <int kRegs>
-  __device__ __forceinline__ void apply(float (&s)[kRegs], const CapParams& cap, int j) const {
+  __device__ __forceinline__ void apply(float (&s)[kRegs], float scale, const CapParams& cap, int j) const {
     const int column0 = j * N + 2 * (threadIdx.x % 4);
     const auto place = [&](int i, int r) { return bias_rows[r] + (column0 + 8 * i) * p.bias_key; };
     if (!p.bias) {
 #pragma unroll
-      for (int i = 0; i < kRegs; ++i) s[i] *= p.scale;
+      for (int i = 0; i < kRegs; ++i) s[i] *= scale;
     } else if (kEarly && p.bias_type == Element::kType) {
-      add(s, [&](int i, int r) { return Element::unpack(bias[i][r]); });
+      add(s, scale, [&](int i, int r) { return Element::unpack(bias[i][r]); });
     } else if (p.bias_type == DType::f32 && p.bias_pairs && (j + 1) * N <= p.bias_keys) {
-      add(s, [&](int i, int r) { return __ldg(reinterpret_cast<const float2*>(place(i, r))); });
+      add(s, scale, [&](int i, int r) { return __ldg(reinterpret_cast<const float2*>(place(i, r))); });
     } else if (!kEarly && p.bias_type == Element::kType && p.bias_pairs && (j + 1) * N <= p.bias_keys) {
-      add(s, [&](int i, int r) { return Element::unpack(__ldg(reinterpret_cast<const uint32_t*>(place(i, r)))); });
+      add(s, scale, [&](int i, int r) { return Element::unpack(__ldg(reinterpret_cast<const uint32_t*>(place(i, r)))); });
     } else {
-      add(s, [&](int i, int r) {
+      add(s, scale, [&](int i, int r) {
         const int column = column0 + 8 * i;
         const auto number = [&](int e) { return column + e < p.bias_keys ? load_bias_number(place(i, r) + e * p.bias_key, p.bias_type) : 0.f; };
         return make_float2(number(0), number(1));

@@ -53,7 +53,7 @@ constexpr Tuning tuning(int bytes, int d, Kind kind, Length length) {
   if (kind == Kind::kCap && t.consumers == 3) t.consumers = 2;  // three have 160 registers each: 64 bytes too few
   if (kind == Kind::kScores) {  // the bias of the coming key tile sits in registers too
     t.consumers = 2, t.wait_after = 4;
-    t.tile_n = d >= 192 ? 64 : d == 64 ? 128 : 96;
+    t.tile_n = bytes == 1 || d == 64 ? 128 : d >= 192 ? 64 : 96;
   }
   if (kind == Kind::kBias) {  // the bias takes a third warpgroup's shared memory
     t.consumers = t.stages = 2;
@@ -84,7 +84,7 @@ struct Traits {
   static constexpr int kStages = kTune.stages, kQStages = kTune.q_stages;
   static constexpr int kBlocksV = kFp8 ? kTileN / 128 : (Dv + 63) / 64, kVBlockBytes = (kFp8 ? Dv : kTileN) * 128;
   static_assert(!kMask || kTileN % 32 == 0);
-  static_assert(!kFp8 || (kTileN % 128 == 0 && kKind <= Kind::kBand));
+  static_assert(!kFp8 || (kTileN % 128 == 0 && (kKind <= Kind::kBand || (kScores && D <= 128))));
   // Exponents are raised by so much, so that P fills what e4m3 has (448 = 2^8.8); the sums carry it too.
   static constexpr int kRaise = kFp8 ? 8 : 0;
   // Full attention has tiles of one length: a fixed stride. The others draw the next tile, the longest first.

@@ -8,14 +8,25 @@
 
 namespace attile::cuda::sm90 {
 
+// The packed sequence whose values lie at 128 keys `piece` of the transposed ones, see transposed_begin.
+__device__ inline int sequence_of_piece(const Lengths& keys, int sequences, int piece) {
+  int low = 0, high = sequences;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (transposed_begin(keys.begin(middle), middle) <= piece * kTransposedKeys ? low : high) = middle;
+  }
+  return low;
+}
+
 // A block: 128 keys of a (batch, head).
 template <int Dv>
 __global__ void __launch_bounds__(256) transpose_kernel(TransposeParams p) {
   __shared__ uint32_t tile[kTransposedKeys][Dv / 4 + 1];
   const int pieces = static_cast<int>(p.to_row / kTransposedKeys), plane = static_cast<int>(blockIdx.x) / pieces;
-  const int key0 = static_cast<int>(blockIdx.x) % pieces * kTransposedKeys, head = plane % p.heads, batch = plane / p.heads;
-  const int length = p.keys.length(batch);
-  const char* from = p.v + batch * p.batch + head * p.head;
+  const int piece = static_cast<int>(blockIdx.x) % pieces, head = plane % p.heads, batch = plane / p.heads;
+  const int sequence = p.keys.packed ? sequence_of_piece(p.keys, p.sequences, piece) : batch, row0 = p.keys.begin(sequence);
+  const int key0 = piece * kTransposedKeys - (p.keys.packed ? transposed_begin(row0, sequence) : 0), length = p.keys.length(sequence);
+  const char* from = p.v + batch * p.batch + head * p.head + row0 * p.row;
   for (int i = threadIdx.x; i < kTransposedKeys * (Dv / 16); i += 256) {
     const int key = i / (Dv / 16), c = i % (Dv / 16);
     uint4 x = make_uint4(0, 0, 0, 0);
@@ -23,7 +34,7 @@ __global__ void __launch_bounds__(256) transpose_kernel(TransposeParams p) {
     tile[key][4 * c] = x.x, tile[key][4 * c + 1] = x.y, tile[key][4 * c + 2] = x.z, tile[key][4 * c + 3] = x.w;
   }
   __syncthreads();
-  uint8_t* to = p.to + int64_t(plane) * Dv * p.to_row + key0;
+  uint8_t* to = p.to + int64_t(plane) * Dv * p.to_row + piece * kTransposedKeys;
   for (int i = threadIdx.x; i < Dv / 4 * 8; i += 256) {  // 16 keys of 4 columns; the 16s fastest: 128 contiguous bytes
     const int group = i % 8, c = i / 8;
     uint32_t w[16];
