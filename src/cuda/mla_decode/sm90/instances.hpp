@@ -20,10 +20,10 @@ struct Arrays {
 };
 
 struct Instance {
-  int latent, rope;  // most columns; rope of heads: of all heads together
+  int latent, rope;                  // most columns; rope of heads: of all heads together
   bool head_rope, gathered, narrow;  // narrow: float8 latents
-  int most_tiles;  // of 64 rows: above, bytes are not the limit and another instance is faster
-  int block_n;     // keys a block
+  int most_tiles;                    // of 64 rows: above, bytes are not the limit and another instance is faster
+  int block_n;                       // keys a block
   void (*launch)(const Params&, const Arrays&, void* stream);
 };
 

@@ -85,7 +85,8 @@ std::string why_not(const AttentionProblem& problem, const Config& config) {
     return "takes rope keys of heads of " + std::to_string(kHeadRopeDim) + " dims: got " + std::to_string(p.rope);
   const Instance* instance = find_instance(p);
   if (!instance) {
-    if (p.k.dtype == DType::f8e4m3) return "takes float8 latents beside a shared rope key of at most 64 dims, in pages of a multiple of 64 keys";
+    if (p.k.dtype == DType::f8e4m3)
+      return "takes float8 latents beside a shared rope key of at most 64 dims, in pages of a multiple of 64 keys";
     if (p.head_rope && rope_columns(p) > 512) return "takes rope keys of at most 32 heads: got " + std::to_string(p.heads_q);
     if (p.has(kPages) && p.head_rope)
       return "takes rope keys of heads in pages of a multiple of 32 keys: got " + std::to_string(p.page_size());

@@ -201,24 +201,15 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
   const int row0 = warp * 16 + lane / 4;
   uint32_t n = 0;  // ring entries so far
   Refill<T> refill{sm, seg, maps, half};
-  if (warp == 1 && lane == 0) walk_start<T>(sm.walk[half], seg);
-  // The first entries, then the others up to kAhead, which wait for nothing but the first block's barriers.
+  if (warp == 1) walk_begin<T>(sm, half, seg);
+  __syncwarp();
 #pragma unroll 1
-  for (int from = 0, to = T::kFirst; from < kAhead; from = to, to = kAhead) {
-    if (warp == 1 && lane == 0) {
-#pragma unroll 1
-      for (int i = from; i < to; ++i) walk_step<T>(sm.walk[half], sm.entries[half][i], seg);
-    }
-    __syncwarp();
-    if (from > 0) break;
-    // Queries need no page number.
-#pragma unroll 1
-    for (bool queries : {true, false}) {
-      if (!queries) ptx::cp_async_wait();
-      ptx::named_barrier_sync(2 + half, 128);
-      refill.fill(queries);
-    }
+  for (int pass = 0; pass < 2; ++pass) {  // queries need no page number
+    if (pass == 1) ptx::cp_async_wait();
+    ptx::named_barrier_sync(2 + half, 128);
+    refill.fill(pass == 0);
   }
+  if (warp == 1 && lane == 0 && !walks_at_once(seg)) walk_steps<T>(sm.walk[half], sm.entries[half], seg, T::kFirst, kAhead);
   if (warp == 1 && !T::kGathered) ptx::cp_async_wait();
   __syncwarp();
   others.wait();
@@ -243,7 +234,6 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       continue;
     }
     Output<T> out;
-    float inv0 = 0, inv1 = 0, lse0 = 0, lse1 = 0;
 #pragma unroll 1
     for (int i = -seg.q_entries(r); i < left; ++i) {  // queries, then keys
       sm.pipe.wait_p(n, half);
@@ -260,15 +250,17 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         if constexpr (T::kGathered) refill.latent_late(n);
         ptx::wgmma_wait<0>();
         ptx::pin(out.o);
-        if (i == left - 1)
-          inv0 = sm.inv_sum[rope_slot][row0], inv1 = sm.inv_sum[rope_slot][row0 + 8], lse0 = sm.lse[rope_slot][row0],
-          lse1 = sm.lse[rope_slot][row0 + 8];
       } else if constexpr (T::kGathered) {
         refill.latent_late(n);
       }
+      // 1 / sum and lse are there until entry n is released.
+      const bool last = i == left - 1;
+      const int at = sm.pipe.rope_slot(n) * T::kM + row0;
+      const float inv0 = last ? sm.inv_sum[0][at] : 0, inv1 = last ? sm.inv_sum[0][at + 8] : 0;
+      const float lse0 = last ? sm.lse[0][at] : 0, lse1 = last ? sm.lse[0][at + 8] : 0;
       advance();
+      if (last) store_rows<T>(seg, r, half, out, inv0, inv1, lse0, lse1);
     }
-    store_rows<T>(seg, r, half, out, inv0, inv1, lse0, lse1);
   }
 }
 

@@ -41,7 +41,7 @@ struct Params {
   // Scores: s = q.k, with `reshape` s = softcap * tanh(raw_scale s / softcap) or raw_scale s; exponents are scale_log2 s.
   bool reshape;
   float raw_scale, softcap, scale_log2;
-  float ckv_scale;  // of float8 latents
+  float ckv_scale;    // of float8 latents
   const char* sinks;  // null: none
   int64_t sink_head, sink_next;
   DType sink_dtype;

@@ -27,7 +27,7 @@ __device__ __forceinline__ uint32_t to_f16(uint32_t two, float scale) {
 template <int n>
 __device__ __forceinline__ void scale_query(uint32_t (&q)[n][4], uint32_t (&last)[4][4], float ckv_scale, float& back0, float& back1) {
   uint32_t largest[2] = {};
-  const auto look = [&](const uint32_t(&x)[4]) {
+  const auto look = [&](const uint32_t (&x)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) largest[i & 1] = __vmaxu2(largest[i & 1], x[i] & 0x7fff7fff);
   };

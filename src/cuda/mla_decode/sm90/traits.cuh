@@ -12,7 +12,7 @@
 namespace attile::cuda::mla_sm90 {
 
 // How the rope part meets the keys, and how keys are loaded.
-enum class Rope { shared, heads };    // heads: a row of 16 columns for each head
+enum class Rope { shared, heads };  // heads: a row of 16 columns for each head
 // boxes by TMA: kN rows of one page; gathered: row by row, pages of any size; narrow: boxes of float8 latents, which are widened here
 enum class Keys { boxes, gathered, narrow };
 

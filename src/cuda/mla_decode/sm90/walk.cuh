@@ -42,12 +42,6 @@ __device__ __forceinline__ void walk_next_request(volatile Walk& w, const Segmen
 }
 
 template <class T>
-__device__ __forceinline__ void walk_start(volatile Walk& w, const Segments& seg) {
-  w.r = seg.part.r0 - 1;
-  walk_next_request<T>(w, seg);
-}
-
-template <class T>
 __device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const Segments& seg) {
   volatile Entry& e = entry;
   if (w.q_left > 0) {
@@ -72,6 +66,49 @@ __device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const 
   }
   w.left = w.left - 1;
   if (w.left == 0) walk_next_request<T>(w, seg);
+}
+
+// How many entries are known when the first load is asked for: all kAhead where the first request has so many, a lane each. One lane that
+// steps from one to the next takes 0.25 us an entry.
+__device__ __forceinline__ bool walks_at_once(const Segments& seg) {
+  const int r = seg.part.r0;
+  return seg.part.r1 >= r && seg.count(r) > kAhead;
+}
+
+// Steps from entry `from` up to `to`; from 0: the first ones. Not inline: where requests are long it would stand in the way of the first load.
+template <class T>
+__device__ __noinline__ void walk_steps(volatile Walk& w, Entry* entries, const Segments& seg, int from, int to) {
+  if (from == 0) {
+    w.r = seg.part.r0 - 1;
+    walk_next_request<T>(w, seg);
+  }
+#pragma unroll 1
+  for (int i = from; i < to; ++i) walk_step<T>(w, entries[i], seg);
+}
+
+template <class T>
+__device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const Segments& seg) {  // by a warp
+  volatile Walk& w = sm.walk[half];
+  const int lane = threadIdx.x & 31, r = seg.part.r0;
+  if (!walks_at_once(seg)) {
+    if (lane == 0) walk_steps<T>(w, sm.entries[half], seg, 0, T::kFirst);
+    return;
+  }
+  // Lane kAhead: where the walk goes on.
+  if (lane > kAhead) return;
+  const int q = seg.q_entries(r), key = (seg.begin(r) + lane - q) * T::kN;
+  const bool paged = !T::kGathered && seg.p.page_table;
+  const int page_no = paged ? key / seg.p.page_size : 0, at = paged ? key - page_no * seg.p.page_size : key;
+  if (lane == kAhead) {
+    w.r = r, w.q_left = 0, w.left = seg.count(r) - (kAhead - q), w.page_no = page_no, w.at = at;
+    return;
+  }
+  volatile Entry& e = sm.entry(half, lane);
+  e.at = lane < q ? kQ - lane : at;
+  if (lane < q || !paged)
+    e.page = r;
+  else
+    ptx::cp_async_4(ptx::shared_address(&sm.entries[half][lane].page), page_entry(seg, r, page_no), 4);
 }
 
 }  // namespace attile::cuda::mla_sm90

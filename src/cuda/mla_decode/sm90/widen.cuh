@@ -21,7 +21,8 @@ __device__ __forceinline__ void load_raw(SharedStorage<T>& sm, uint32_t m, int h
     return;
   }
   ptx::mbarrier_arrive_expect(bar, sizeof(sm.raw.keys[0][0]));
-  tma_load_3d(ptx::shared_address(sm.raw.keys[m % T::kRawStages][half]), &maps.ckv, bar, policy_evict_first(), half * T::kOutN, e.at, e.page);
+  tma_load_3d(ptx::shared_address(sm.raw.keys[m % T::kRawStages][half]), &maps.ckv, bar, policy_evict_first(), half * T::kOutN, e.at,
+              e.page);
 }
 
 // A half of entry m to where S and O read it, by the warpgroup; then asks for the half that has its raw room next.
