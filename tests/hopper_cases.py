@@ -88,14 +88,17 @@ FEW_QUERIES = {  # of grouped heads, which are rows of one tile
     },
 }
 DIMS = {(64, 64): "bfloat16", (128, 128): "bfloat16", (96, 96): "bfloat16", (192, 128): "bfloat16", (256, 256): "bfloat16", (40, 72): "float16", (128, 120): "float16"}
-FEW = ("full", "bottom_right", "padded", "packed", "everything", "sinks", "bias", "bias_float32", "mask", "segments", "softcap", "group3", "group4", "group4_packed", "group4_everything")
+FEW = ("full", "bottom_right", "padded", "packed", "everything", "sinks", "bias", "bias_float32", "mask", "segments", "softcap", "window_bottom_right", "group3", "group4", "group4_packed", "group4_everything")
 
 
 def hopper_cases():
+    every = FEATURES | SCORES | FEW_QUERIES
     for (head_dim, head_dim_v), dtype in DIMS.items():
         base = dataclasses.replace(BASE, id=f"hopper{head_dim}_{head_dim_v}-{dtype}", head_dim=head_dim, head_dim_v=head_dim_v, dtype=dtype)
-        every = FEATURES | SCORES | FEW_QUERIES
         yield from cases.variants(base, every if (head_dim, head_dim_v) in ((64, 64), (128, 128)) else {name: every[name] for name in FEW})
+    for head_dim, head_dim_v in ((64, 128), (136, 104), (24, 200), (192, 192)):
+        base = dataclasses.replace(BASE, id=f"hopper{head_dim}_{head_dim_v}-bfloat16", head_dim=head_dim, head_dim_v=head_dim_v, dtype="bfloat16")
+        yield from cases.variants(base, {name: every[name] for name in ("bottom_right", "bias", "group4_packed")})
 
 
 CASES = list(hopper_cases())
