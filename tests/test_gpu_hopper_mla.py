@@ -39,6 +39,7 @@ class Problem:
     dtype: str = "bfloat16"
     index_dtype: str = "int32"
     separate: bool = False  # ckv and kpe are not views of one array
+    ckv_scale: float | None = None  # ckv is float8_e4m3, of numbers divided by this; separate
 
     def __str__(self):
         changed = (f for f in dataclasses.fields(self) if f.name == "lens" or getattr(self, f.name) != f.default)
@@ -79,9 +80,13 @@ class Problem:
             ckv, kpe = ckv.contiguous(), kpe.contiguous()
         if self.head_rope:
             kpe = kpe.unflatten(-1, (rope_heads, self.rope))
+        if self.ckv_scale is not None:
+            ckv = (ckv.float() / self.ckv_scale).to(torch.float8_e4m3fn)
         call = {"q_nope": q[..., : self.latent], "q_pe": q[..., self.latent :], "ckv": ckv, "kpe": kpe, "softmax_scale": scale, "causal": self.causal}
         if self.rope == 0:
             call |= {"q_pe": None, "kpe": None}
+        if self.ckv_scale is not None:
+            call["ckv_scale"] = self.ckv_scale
         call["kv_lens"] = torch.tensor(self.lens, dtype=index_dtype, device="cuda")
         if self.page_size:
             call["page_table"] = table
@@ -99,8 +104,9 @@ def reference(call):
     sinks = call.get("softmax_aux")
     sinks = torch.zeros(heads, 0, device="cuda") if sinks is None else sinks.expand(heads, -1)
     cap = call.get("logits_soft_cap")
+    latents = call["ckv"].double() * call["ckv_scale"] if "ckv_scale" in call else call["ckv"]
     for b, length in enumerate(call["kv_lens"].tolist()):
-        ckv, kpe = (None if x is None else rows_of(x, call.get("page_table"), b, length).double() for x in (call["ckv"], call["kpe"]))
+        ckv, kpe = (None if x is None else rows_of(x, call.get("page_table"), b, length).double() for x in (latents, call["kpe"]))
         s = torch.einsum("ihd,jd->hij", q[b, ..., :latent], ckv)
         if kpe is not None:
             s += torch.einsum("ihd,jd->hij" if kpe.dim() == 2 else "ihd,jhd->hij", q[b, ..., latent:], kpe)
@@ -155,6 +161,7 @@ def lens(count, top, seed):
 
 
 HEAD_ROPE = {"heads": 32, "rope": 16, "head_rope": True, "separate": True}
+FLOAT8 = {"separate": True, "ckv_scale": 0.0625}
 GRID = [Problem(heads=h, seqlen_q=n, lens=lens(40, 5000, h + n)) for h in (1, 16, 32, 40, 64, 128) for n in (1, 2, 4)]
 DIMS = [
     Problem(heads=h, lens=lens(24, 3000, h + latent), latent=latent, rope=rope, seqlen_q=3 if h == 24 else 1)
@@ -201,6 +208,12 @@ OTHERS = [
     ),
     Problem(lens=lens(24, 3000, 7), dtype="float16", **HEAD_ROPE),
     Problem(heads=64, lens=lens(24, 3000, 7), dtype="float16", page_size=1),
+    *(Problem(heads=h, seqlen_q=n, lens=lens(40, 5000, h + n), **FLOAT8) for h in (1, 16, 64, 128) for n in (1, 2)),
+    *(Problem(heads=24, seqlen_q=2, lens=lens(12, 3000, latent), latent=latent, rope=rope, **FLOAT8) for latent, rope in ((512, 0), (256, 32), (80, 8), (16, 64))),
+    Problem(heads=24, lens=lens(12, 3000, 8), **FLOAT8 | {"page_size": None, "ckv_scale": -2.0}),
+    Problem(heads=24, lens=lens(12, 3000, 8), page_size=128, index_dtype="int64", sinks=(24, 1), cap=0.5, **FLOAT8),
+    Problem(heads=64, lens=lens(12, 9000, 10), staircase=True, **FLOAT8 | {"ckv_scale": 0.37}),
+    Problem(heads=64, lens=lens(12, 900, 10), nan_query=True, **FLOAT8),
 ]
 
 
@@ -232,6 +245,8 @@ def test_against_the_generic_kernel(problem):
         Problem(heads=16, lens=lens(24, 3000, 4), page_size=3),
         Problem(lens=lens(24, 3000, 4), **HEAD_ROPE | {"latent": 64}),
         Problem(lens=(2048,) * 8, **HEAD_ROPE),
+        Problem(heads=8, lens=lens(24, 3000, 4), latent=64, rope=8, **FLOAT8),
+        Problem(heads=64, lens=lens(24, 3000, 4), **FLOAT8),
     ],
     ids=str,
 )
@@ -296,6 +311,7 @@ def test_bad_pages_and_lengths_read_nothing_out_of_bounds():
         (Problem(heads=33, lens=(70,), **{k: v for k, v in HEAD_ROPE.items() if k != "heads"}), "takes rope keys of at most 32 heads: got 33"),
         (Problem(lens=(70,), rope=8, head_rope=True, separate=True), "takes rope keys of heads of 16 dims: got 8"),
         (Problem(heads=128, seqlen_q=70, lens=(100,)), r"takes at most \d+ query rows \(tokens x heads\) a sequence: got 8960"),
+        (Problem(lens=(70,), page_size=1, **FLOAT8), "takes float8 latents beside a shared rope key of at most 64 dims, in pages of a multiple of 64 keys"),
         (Problem(lens=(70,), rope=128, page_size=1), "takes at most 64 rope dims in pages that are not multiples of 64 keys: got 128"),
     ],
     ids=str,

@@ -23,10 +23,14 @@ class Barrier:
 
 
 class Ring:
-    """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1)."""
+    """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1).
 
-    def __init__(self, rng, stages, rope_stages, late, requests, statistics=None):
-        self.rng, self.stages, self.rope_stages, self.late = rng, stages, rope_stages, late
+    keys: "boxes"; "gathered", a block is asked for while the next one's O runs; "narrow", an output warpgroup widens it from a ring of two.
+    """
+
+    def __init__(self, rng, stages, rope_stages, late, requests, keys="boxes", statistics=None):
+        self.rng, self.stages, self.rope_stages, self.late, self.keys = rng, stages, rope_stages, late, keys
+        self.raw, self.raw_full = [[None, None] for _ in range(2)], [[Barrier(1), Barrier(1)] for _ in range(2)]
         self.entries = [e for blocks, q in requests for e in ["q"] * q + [f"k{left}" for left in range(blocks, 0, -1)]]
         self.full, self.free = ([[Barrier(1), Barrier(1)] for _ in range(stages)] for _ in range(2))
         self.rope_full, self.s_done = ([Barrier(1) for _ in range(rope_stages)] for _ in range(2))
@@ -40,6 +44,21 @@ class Ring:
         yield "step"
         self.latent[n % self.stages][half] = n
         self.full[n % self.stages][half].arrive()
+
+    def load_raw(self, n, half):
+        yield "step"
+        self.raw[n % 2][half] = n
+        self.raw_full[n % 2][half].arrive()
+
+    def widen(self, n, half):
+        yield self.raw_full[n % 2][half], n // 2 & 1
+        for _ in range(2):
+            assert self.raw[n % 2][half] == n, "latents before they are widened"
+            yield "step"
+        self.latent[n % self.stages][half] = n
+        self.full[n % self.stages][half].arrive()
+        if n + 2 < len(self.entries):
+            self.agents.append(self.load_raw(n + 2, half))
 
     def load_rope(self, n):
         yield "step"
@@ -82,15 +101,24 @@ class Ring:
                 owing = n
 
     def output(self, half):
-        for i in range(min(self.stages, len(self.entries))):
-            self.agents.append(self.load(i, half))
+        first = range(min(self.stages, len(self.entries)))
+        if self.keys == "narrow":
+            self.agents += [self.load_raw(i, half) for i in first]
+        for i in first:
             if half == 1 and i < self.rope_stages:
                 self.agents.append(self.load_rope(i))
+            if self.keys == "narrow":
+                yield from self.widen(i, half)
+            else:
+                self.agents.append(self.load(i, half))
         for n, entry in enumerate(self.entries):
             slot, rope_slot, phase = n % self.stages, n % self.rope_stages, n // self.stages & 1
             self.p_full[rope_slot][half].arrive()
             yield self.p_full[rope_slot][half], n // self.rope_stages & 1
-            for _ in range(2):
+            for time in range(2):
+                if self.keys == "gathered" and time == 0 and n > 0 and n - 1 + self.stages < len(self.entries):
+                    yield self.free[(n - 1) % self.stages][half], (n - 1) // self.stages & 1
+                    self.agents.append(self.load(n - 1 + self.stages, half))
                 assert self.latent[slot][half] == n, "latents"
                 assert entry == "q" or self.rope[rope_slot] == ("p", n), "P"
                 yield "step"
@@ -100,9 +128,12 @@ class Ring:
                 yield self.free[slot][0], phase
                 yield self.free[slot][1], phase
                 self.agents.append(self.load_rope(n + self.rope_stages))
-            if n + self.stages < len(self.entries):
+            if self.keys != "gathered" and n + self.stages < len(self.entries):
                 yield self.free[slot][half], phase
-                self.agents.append(self.load(n + self.stages, half))
+                if self.keys == "narrow":
+                    yield from self.widen(n + self.stages, half)
+                else:
+                    self.agents.append(self.load(n + self.stages, half))
 
     def play(self):
         waiting = {}
@@ -121,7 +152,7 @@ class Ring:
 
 
 # Those of the instances in src/cuda/mla_decode/sm90: stages, rope stages, whether P may be late.
-SHAPES = [(2, 2, False), (3, 2, True), (3, 2, False), (3, 3, False), (6, 3, False)]
+SHAPES = [(2, 2, False), (3, 2, True), (3, 2, False), (3, 3, False), (6, 3, False), (3, 2, False, "gathered"), (2, 2, False, "narrow")]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -129,7 +160,7 @@ def test_no_deadlock_and_no_stale_read(shape):
     for seed in range(150):
         rng = random.Random(seed)
         requests = [(rng.choice((1, 1, 2, 3, 9)), rng.randint(1, 2)) for _ in range(rng.randint(1, 6))]
-        Ring(rng, *shape, requests).play()
+        Ring(rng, *shape[:3], requests, *shape[3:]).play()
 
 
 def test_statistics_of_their_own_slot_are_needed():
