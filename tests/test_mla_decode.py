@@ -72,9 +72,10 @@ def test_bits_do_not_depend_on_threads_lse_and_out(case, threads):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("heads", "latent"), [(16, 64), (3, 264)])  # parts are joined 128 columns at a time
 @pytest.mark.parametrize("mla_kernel", runnable_kernels("mla_decode"))
-def test_a_long_cache_has_the_same_bits_on_two_threads(mla_kernel, dtype, threads):
-    case = mla_cases.MlaCase(id="long", batch=2, kv_lens=(9000, 2500), page_size=64, heads=16, latent=64, dtype=dtype)
+def test_a_long_cache_has_the_same_bits_on_two_threads(mla_kernel, heads, latent, dtype, threads):
+    case = mla_cases.MlaCase(id="long", batch=2, kv_lens=(9000, 2500), page_size=64, heads=heads, latent=latent, dtype=dtype)
     results = []
     for n in (1, 2):
         threads(n)
