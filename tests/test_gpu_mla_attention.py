@@ -194,6 +194,26 @@ def test_one_array_of_latents_and_rope_keys(torch, strategy, dtype):
     assert torch.equal(mla_attention(query, joined[..., :32], w_kc, w_vc, b_k=joined[..., 32:], causal=True, cfg=config), apart)
 
 
+@pytest.mark.parametrize("queries", [1, 3, 40])
+@pytest.mark.parametrize("rope_by_head", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_absorbed_queries_by_the_kernels_of_mla_decode(torch, dtype, rope_by_head, queries):
+    """DeepSeek's dims: splits are theirs to decide (0), and forced ones, or a window that lets everything through but is one, go to the forward kernels."""
+    call = large(torch, 2, 700, 16, 512, 128, 16, 128, getattr(torch, dtype))
+    call["query"] = call["query"][:, :queries].contiguous()
+    if rope_by_head:
+        call["b_k"] = call["b_k"][:, :, None].repeat(1, 1, 16, 1)
+    options = {"causal": True, "causal_alignment": "bottom_right", "softmax_aux": torch.randn(16, 2, device="cuda")}
+    absorb = FlashMLAConfig(strategy="absorb")
+    assert explain(mla_attention, **call, **options, cfg=absorb)["plan"]["num_splits"] == 0
+    assert explain(mla_attention, **call, **options, sliding_window=(699, 0), cfg=absorb)["plan"]["num_splits"] > 0
+    out, lse = mla_attention(**call, **options, return_lse=True, cfg=absorb)
+    for others in ({"cfg": FlashMLAConfig(strategy="absorb", num_splits=1)}, {"cfg": absorb, "sliding_window": (699, 0)}, {"cfg": FlashMLAConfig(strategy="rebuild")}):
+        expected, expected_lse = mla_attention(**call, **options, **others, return_lse=True)
+        assert (out - expected).norm() < {"bfloat16": 1e-2, "float32": 1e-5}[dtype] * expected.norm()
+        assert (lse - expected_lse).abs().max() < {"bfloat16": 3e-2, "float32": 1e-5}[dtype]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_nan_stays_in_its_row(torch, strategy):
     arrays = gpu.call_on(MlaAttentionCase(id="nan", batch=1).arrays(), "torch")
@@ -208,7 +228,7 @@ def test_a_nan_stays_in_its_row(torch, strategy):
 
 @pytest.mark.parametrize(
     ("seqlen_q", "heads", "rank", "strategy"),
-    [(1, 128, 512, "absorb"), (1, 4, 512, "rebuild"), (2048, 128, 512, "rebuild"), (8192, 16, 512, "rebuild"), (4096, 16, 16, "absorb")],
+    [(1, 128, 512, "absorb"), (1, 4, 512, "absorb"), (2048, 128, 512, "rebuild"), (8192, 16, 512, "rebuild"), (4096, 16, 16, "absorb")],
 )
 def test_the_strategy_that_costs_less(torch, seqlen_q, heads, rank, strategy):
     call = large(torch, 1, 1, heads, rank, 128, 64, 128, torch.bfloat16)

@@ -4,9 +4,9 @@
 //   rebuild   project    K = latent w_kc, V = latent w_vc of the piece's heads, rounded once, into the workspace
 //             copy       rope keys behind K; queries in two arrays side by side
 //             attention  the first forward kernel that takes the piece
-//   absorb    copy       latents and rope keys side by side, unless they lie so
-//             project    q' = q w_kc^T, rounded; the queries' rope parts behind
-//             attention  among latents: all heads of the piece share them as one key head
+//   absorb    project    q' = q w_kc^T, rounded
+//             attention  among latents: the first kernel of mla_decode that takes the piece; for options that those have not, the first forward
+//                        kernel, of one key head, when latents and rope keys were copied side by side, and the queries' rope parts behind q'
 //             project    out = o w_vc
 //
 // Everything is planned from shapes; lengths stay on the device.

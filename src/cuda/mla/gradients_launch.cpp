@@ -73,7 +73,7 @@ BackwardProblem gradients_of(const BackwardProblem& p, const Piece& piece, const
 // f(piece, its arrays, its gradients).
 template <class F>
 void each_gradient(const BackwardProblem& p, const Sums& sums, char* workspace, F f) {
-  each_piece(p, MlaStrategy::rebuild, true, workspace, [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool) {
+  each_piece(p, Form::gradients, workspace, [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool) {
     f(piece, stored, gradients_of(p, piece, stored, inner, sums));
   });
 }

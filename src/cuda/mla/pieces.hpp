@@ -7,9 +7,16 @@
 #include <string>
 
 #include "core/kernel_table.hpp"
+#include "core/mla_decode_problem.hpp"
 #include "core/problem.hpp"
 
 namespace attile::cuda {
+
+// What a piece is computed by: keys and values made again, the same with their gradients, or queries absorbed, for the forward kernels, which want
+// latents and rope keys side by side, or for those of mla_decode, which take them as they are.
+enum class Form : uint8_t { rebuild, gradients, absorb, decode };
+
+inline bool absorbs(Form form) { return form == Form::absorb || form == Form::decode; }
 
 // Rebuild: the heads of the inner problem are the key heads, or the query heads where each has its rope key. Absorb: the query heads.
 struct Piece {
@@ -39,28 +46,29 @@ struct Stored {
 };
 
 // Heads of the inner problem.
-int64_t inner_heads(const AttentionProblem& problem, MlaStrategy strategy);
+int64_t inner_heads(const AttentionProblem& problem, Form form);
 // Whether latents and rope keys lie side by side already, so that a row of both is a key.
 bool latents_are_keys(const AttentionProblem& problem);
 
-// gradients: of rebuilt keys and values too, and of queries that lie in two arrays.
-Pieces pieces_of(const AttentionProblem& problem, MlaStrategy strategy, bool gradients = false);
-Stored stored_in(const AttentionProblem& problem, MlaStrategy strategy, const Piece& piece, char* workspace, bool gradients = false);
+Pieces pieces_of(const AttentionProblem& problem, Form form);
+Stored stored_in(const AttentionProblem& problem, Form form, const Piece& piece, char* workspace);
 // [batch, rows, heads, dim], head by head, rows at multiples of 16 bytes, at the next 256 bytes of the workspace.
 View take(char*& at, DType dtype, int64_t batch, int64_t rows, int64_t heads, int64_t dim);
 
-// The attention that is left: keys, values and queries made or given; its out is the problem's (rebuild) or the stored one (absorb).
-AttentionProblem inner_problem(const AttentionProblem& problem, MlaStrategy strategy, const Piece& piece, const Stored& stored);
+// The attention that is left: keys, values and queries made or given; its out is the problem's (rebuild) or the stored one (absorbed).
+AttentionProblem inner_problem(const AttentionProblem& problem, Form form, const Piece& piece, const Stored& stored);
+// The same as one of mla_decode.
+MlaDecodeProblem decode_problem(const AttentionProblem& problem, const AttentionProblem& inner, const Piece& piece);
 
 // f(piece, its arrays, the attention that is left, whether it begins new sequences). workspace: null while planning, when only sizes and
 // alignment count.
 template <class F>
-void each_piece(const AttentionProblem& p, MlaStrategy strategy, bool gradients, char* workspace, F f) {
-  const Pieces pieces = pieces_of(p, strategy, gradients);
+void each_piece(const AttentionProblem& p, Form form, char* workspace, F f) {
+  const Pieces pieces = pieces_of(p, form);
   if (pieces.empty() || p.heads_q == 0 || p.q.shape[1] == 0) return;
   pieces.each([&](const Piece& piece, bool new_sequences) {
-    const Stored stored = stored_in(p, strategy, piece, workspace, gradients);
-    f(piece, stored, inner_problem(p, strategy, piece, stored), new_sequences);
+    const Stored stored = stored_in(p, form, piece, workspace);
+    f(piece, stored, inner_problem(p, form, piece, stored), new_sequences);
   });
 }
 
