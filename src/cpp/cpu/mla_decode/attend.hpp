@@ -218,9 +218,12 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
 
 extern const MlaDecodeIsa kMlaDecode;
 #if ATTILE_ISA_BF16_PAIRS
-const MlaDecodeIsa kMlaDecode = {
-    kVectorBytes,          kBlockStep, decode_block_k, {decode_scratch_bytes<float>, nullptr}, {decode_attend<float>, nullptr},
-    {join_columns<float>, nullptr}};
+const MlaDecodeIsa kMlaDecode = {kVectorBytes,
+                                 kBlockStep,
+                                 decode_block_k,
+                                 {decode_scratch_bytes<float>, nullptr},
+                                 {decode_attend<float>, nullptr},
+                                 {join_columns<float>, nullptr}};
 #else
 const MlaDecodeIsa kMlaDecode = {kVectorBytes,
                                  kBlockStep,

@@ -385,8 +385,11 @@ inline void attend_tiles(const MlaDecodeUnit& m, bool finish) {
 }
 
 extern const MlaDecodeIsa kMlaDecode;
-const MlaDecodeIsa kMlaDecode = {
-    kVectorBytes,          static_cast<int>(kUnitKeys), tile_block_k, {tile_scratch_bytes, nullptr}, {attend_tiles, nullptr},
-    {join_columns<float>, nullptr}};
+const MlaDecodeIsa kMlaDecode = {kVectorBytes,
+                                 static_cast<int>(kUnitKeys),
+                                 tile_block_k,
+                                 {tile_scratch_bytes, nullptr},
+                                 {attend_tiles, nullptr},
+                                 {join_columns<float>, nullptr}};
 
 }  // namespace attile::ATTILE_ISA
