@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "cpu/denormals.hpp"
 #include "cpu/features.hpp"
 #include "cpu/scalars.hpp"
 

@@ -26,9 +26,6 @@ inline constexpr float kSlack = 8;
 inline constexpr float kLargestBase = 0x1p20f;
 
 inline Vec<float> fraction_of(Vec<float> x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-inline Vec<float> nearest_fraction_of(Vec<float> x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// x 2^floor(exponent)
-inline Vec<float> scale_by_power(Vec<float> x, Vec<float> exponent) { return _mm512_scalef_ps(x, exponent); }
 
 // 2^x
 template <int kDegree>

@@ -1,7 +1,9 @@
-// What is read next, asked for into L2 while the products run: the rows of K and V of the next tile, which lie a page apart where heads
-// are neighbours in memory, and the bias and the mask of the next panel, a piece of every row. No hardware looks so far ahead.
+// What is needed next, asked for into L2 while the products run: the rows of K and V of the next tile, which lie a page apart where heads
+// are neighbours in memory, and of the next panel a piece of every row of bias and mask, in the first tile Q and in the last one
+// out. No hardware looks so far ahead.
 //
-// The pace is even, a few lines a chunk of head dims or keys: a core has some dozen line buffers, and whoever finds none waits.
+// The pace is even, the same few lines at every call, one call a chunk of head dims or keys: a core has some dozen line buffers, and
+// whoever finds none waits. A call stands between multiply-adds, so it has no branch but the end of a row, and asks for a little too much.
 #pragma once
 
 #include "cpu/forward/rows.hpp"
@@ -10,59 +12,43 @@ namespace attile::ATTILE_ISA {
 
 inline constexpr int64_t kLine = 64;
 
-inline const char* line_of(const char* p) { return p - reinterpret_cast<uintptr_t>(p) % kLine; }
+// Lines that `bytes` at any address may touch.
+inline int64_t lines_of(int64_t bytes) { return bytes > 0 ? (bytes + kLine - 2) / kLine + 1 : 0; }
 
-// How many of `lines` lines are asked for at each of `calls` calls.
-class Pace {
- public:
-  Pace() = default;
-  Pace(int64_t lines, int64_t calls) : step_(calls > 0 ? lines * kOne / calls + 1 : 0) {}
-  int64_t take() {
-    credit_ += step_;
-    const int64_t lines = credit_ / kOne;
-    credit_ %= kOne;
-    return lines;
-  }
+inline __attribute__((always_inline)) void ask_lines(const char* at, int64_t lines) {
+  for (int64_t n = 0; n < lines; ++n) __builtin_prefetch(at + n * kLine, 0, 2);
+}
 
- private:
-  static constexpr uint64_t kOne = 256;
-  uint64_t step_ = 0, credit_ = 0;
-};
+// How many of `lines` lines a row are asked for at once, when `calls` calls are to see `rows` rows.
+inline int64_t lines_a_call(int64_t lines, int64_t rows, int64_t calls) {
+  const int64_t visits = rows > 0 && calls > rows ? calls / rows : 1;
+  return (lines + visits - 1) / visits;
+}
 
-// `bytes` of each of `count` rows of bias or mask, from byte `first` on.
+// `bytes` of each of `count` rows of q, bias, mask or out, from byte `first` on: some lines of every row, then the next lines of every row.
 class RowsAhead {
  public:
   RowsAhead() = default;
-  RowsAhead(const QueryRow* rows, int64_t count, const char* QueryRow::* field, int64_t first, int64_t bytes, int64_t calls)
-      : row_(rows),
-        end_(rows + count),
-        field_(field),
-        first_(first),
-        bytes_(bytes > 0 ? bytes : 1),
-        pace_(count * (bytes_ / kLine + 1), calls) {
-    if (row_ != end_) find();
-  }
+  // first_row: that field of the first row which is the address
+  template <class Address>
+  RowsAhead(const Address& first_row, int64_t count, int64_t first, int64_t bytes, int64_t calls)
+      : rows_(reinterpret_cast<const char*>(&first_row)),
+        count_(count),
+        offset_(first),
+        end_(first + lines_of(bytes) * kLine),
+        lines_(lines_a_call(lines_of(bytes), count, calls)) {}
 
   inline __attribute__((always_inline)) void ask() {
-    for (int64_t n = pace_.take(); n > 0 && row_ != end_; --n) {
-      __builtin_prefetch(at_, 0, 2);
-      at_ += kLine;
-      if (at_ >= stop_ && ++row_ != end_) find();
-    }
+    if (offset_ >= end_) return;
+    ask_lines(load<const char*>(rows_ + row_ * static_cast<int64_t>(sizeof(QueryRow))) + offset_, lines_);
+    if (++row_ < count_) return;
+    row_ = 0;
+    offset_ += lines_ * kLine;
   }
 
  private:
-  const QueryRow *row_ = nullptr, *end_ = nullptr;
-  const char* QueryRow::* field_ = nullptr;
-  int64_t first_ = 0, bytes_ = 0;
-  Pace pace_;
-  const char *at_ = nullptr, *stop_ = nullptr;
-
-  void find() {
-    const char* begin = row_->*field_ + first_;
-    at_ = line_of(begin);
-    stop_ = begin + bytes_;
-  }
+  const char* rows_ = nullptr;
+  int64_t row_ = 0, count_ = 0, offset_ = 0, end_ = 0, lines_ = 0;
 };
 
 // Rows of K and V of keys [begin, end), in turn.
@@ -74,47 +60,50 @@ class KeysAhead {
     bytes_[0] = unit.head_dim * element;
     bytes_[1] = unit.head_dim_v * element;
     if (key_ >= end_) return;
-    pace_ = {(end_ - key_) * ((bytes_[0] + bytes_[1]) / kLine + 1), calls};
+    lines_ = lines_a_call((lines_of(bytes_[0]) + lines_of(bytes_[1]) + 1) / 2, 2 * (end_ - key_), calls);
     find();
   }
 
   inline __attribute__((always_inline)) void ask() {
-    for (int64_t n = pace_.take(); n > 0 && key_ < end_; --n) {
-      __builtin_prefetch(at_, 0, 2);
-      at_ += kLine;
-      if (at_ < stop_) continue;
-      key_ += side_;
-      side_ = 1 - side_;
-      if (key_ < end_) find();
-    }
+    if (key_ >= end_) return;
+    ask_lines(at_, lines_);
+    at_ += lines_ * kLine;
+    if (at_ < stop_) return;
+    key_ += side_;
+    side_ = 1 - side_;
+    if (key_ < end_) find();
   }
 
  private:
   const Unit* unit_ = nullptr;
-  int64_t key_ = 0, end_ = 0, bytes_[2] = {};
+  int64_t key_ = 0, end_ = 0, lines_ = 0, bytes_[2] = {};
   int side_ = 0;  // 0: K, 1: V
-  Pace pace_;
   const char *at_ = nullptr, *stop_ = nullptr;
 
   void find() {
     const Unit& u = *unit_;
     const int64_t stride = side_ ? u.v_stride : u.k_stride;
-    const char* begin = side_ ? u.v : u.k;
-    begin += u.pages.entries ? paged_offset(u.pages, key_, side_ ? u.pages.v_page : u.pages.k_page, stride) : key_ * stride;
-    at_ = line_of(begin);
-    stop_ = begin + bytes_[side_];
+    at_ = side_ ? u.v : u.k;
+    at_ += u.pages.entries ? paged_offset(u.pages, key_, side_ ? u.pages.v_page : u.pages.k_page, stride) : key_ * stride;
+    stop_ = at_ + bytes_[side_];
   }
 };
 
-struct Ahead {
+class Ahead {
+ public:
   KeysAhead keys;
-  RowsAhead bias, mask;
+
+  void begin_panel() { count_ = 0; }
+  void add(const RowsAhead& rows) { rows_[count_++] = rows; }
 
   inline __attribute__((always_inline)) void operator()() {
     keys.ask();
-    bias.ask();
-    mask.ask();
+    for (int i = 0; i < count_; ++i) rows_[i].ask();
   }
+
+ private:
+  RowsAhead rows_[4];  // q, bias, mask, out
+  int count_ = 0;
 };
 
 }  // namespace attile::ATTILE_ISA

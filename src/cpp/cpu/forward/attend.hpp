@@ -5,8 +5,8 @@
 //
 // A panel meets only the keys of the tile between the first and the last that one of its rows sees, so a causal diagonal wastes
 // less than a panel by kBlockStep keys. Cost: 4 rows keys (head_dim + head_dim_v) / 2 operations in the products, about 15
-// instructions a vector of scores in the softmax; at block_q 512, block_k 144, head_dim 128 the scratch is 0.8 MB, in L2. The bias and
-// mask of the next panel are asked for during the products, and the rows of the next tile where L2 has room for them.
+// instructions a vector of scores in the softmax; at block_q 512, block_k 144, head_dim 128 the scratch is 0.8 MB, in L2. What the next
+// panel reads of Q, bias and mask, and writes of out, is asked for during the products, and the rows of the next tile where L2 has room.
 #pragma once
 
 #include "cpu/forward/ahead.hpp"
@@ -53,6 +53,13 @@ inline void attend_panel(const Unit& u, int64_t panel, int64_t tile_begin, int64
   values_product<T, N>(v, u.v_row, round_up(u.head_dim_v, kBlockStep), s, (count + kPairSize - 1) / kPairSize, alpha, state.out, ahead);
 }
 
+// Q of `count` rows from `first` on, when a panel meets its first tile.
+template <class T>
+inline void pack_panel(const Unit& u, int64_t first, int64_t count) {
+  T* q = static_cast<T*>(u.scratch.q) + first * packed_dim(u);
+  for (int64_t r = 0; r < count; r += kLanes<T>) pack_queries<T>(u.rows + first + r, packed_dtype(u), packed_dim(u), q + r);
+}
+
 template <class T>
 inline void pack_tile(const Unit& u, int64_t begin, int64_t end) {
   const int64_t keys = end - begin;
@@ -85,22 +92,23 @@ inline int64_t panels_that_see(const Unit& u, int64_t panels, int64_t begin, int
   return count;
 }
 
-// The bias and mask of a panel and keys [begin, end) become what is asked for next.
+// What a panel and keys [begin, end) read becomes what is asked for next, but no bias or mask whose elements lie further apart than lines.
 template <class T>
 inline void look_ahead(const Unit& u, int64_t panel, int64_t begin, int64_t end, int64_t calls, Ahead& ahead) {
   const QueryRow* rows = u.rows + panel * kPanel<T>;
   const int64_t left = u.count - panel * kPanel<T>, count = left < kPanel<T> ? left : kPanel<T>, keys = end - begin;
-  if (u.bias_dtype != DType::none) ahead.bias = {rows, count, &QueryRow::bias, begin * u.bias_stride, keys * u.bias_stride, calls};
-  if (u.mask_bytes != 0) ahead.mask = {rows, count, &QueryRow::mask, begin * u.mask_stride, keys * u.mask_stride, calls};
+  const int64_t element = element_bytes(u.dtype);
+  ahead.begin_panel();
+  if (u.bias_dtype != DType::none && u.bias_stride <= kLine)
+    ahead.add({rows->bias, count, begin * u.bias_stride, keys * u.bias_stride, calls});
+  if (u.mask_bytes != 0 && u.mask_stride <= kLine) ahead.add({rows->mask, count, begin * u.mask_stride, keys * u.mask_stride, calls});
+  if (begin == u.key_begin) ahead.add({rows->q, count, 0, u.head_dim * element, calls});
+  if (end == u.key_end) ahead.add({rows->out, count, 0, u.head_dim_v * element, calls});
 }
 
 template <class T>
 void attend(const Unit& u, bool finish) {
   const int64_t padded_rows = round_up(u.count, kLanes<T>), panels = round_up(padded_rows, kPanel<T>) / kPanel<T>;
-  for (int64_t r = 0; r < padded_rows; r += kLanes<T>) {
-    T* q = static_cast<T*>(u.scratch.q) + r / kPanel<T> * kPanel<T> * packed_dim(u) + r % kPanel<T>;
-    pack_queries<T>(u.rows + r, packed_dtype(u), packed_dim(u), q);
-  }
   begin_state<T>(u, padded_rows);
   for (int64_t begin = u.key_begin; begin < u.key_end; begin += u.block_k) {
     const int64_t end = begin + u.block_k < u.key_end ? begin + u.block_k : u.key_end;
@@ -110,12 +118,14 @@ void attend(const Unit& u, bool finish) {
     Ahead ahead;
     if (u.keys_ahead) ahead.keys = {u, end, next_end, calls * panels_that_see<T>(u, panels, begin, end)};
     for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t first = panel * kPanel<T>, rows = padded_rows - first < kPanel<T> ? padded_rows - first : kPanel<T>;
+      if (begin == u.key_begin) pack_panel<T>(u, first, rows);
       if (panel + 1 < panels) {
         look_ahead<T>(u, panel + 1, begin, end, calls, ahead);
       } else if (end < next_end) {
         look_ahead<T>(u, 0, end, next_end, calls, ahead);
       }
-      if (padded_rows - panel * kPanel<T> >= kPanel<T>) {
+      if (rows == kPanel<T>) {
         attend_panel<T, kPanelVectors>(u, panel, begin, end, ahead);
       } else {
         attend_panel<T, 1>(u, panel, begin, end, ahead);

@@ -84,7 +84,16 @@ inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int
   }
   int64_t first = 0;
   if (stride == static_cast<int64_t>(sizeof(Storage))) {
-    // Rows often lie a power of two apart, all in one set of a cache: so a strip of each row is read at once.
+    if constexpr (__is_same(Storage, T)) {
+      for (; first + W <= count; first += W) {
+        Vec<T> x[W];
+        load_transposed<T>([&](int l) { return row[l] + first * stride; }, x);
+#pragma GCC unroll 16
+        for (int e = 0; e < W; ++e) apply(first + e, x[e]);
+      }
+    }
+    // Rows often lie a power of two apart, all in one set of a cache: where a square takes less than a line, a strip of each row is read at
+    // once.
     constexpr int kStrip = 4 * W, kGap = 64 / sizeof(Storage);
     Storage strip[W][kStrip + kGap];
     for (; first + kStrip <= count; first += kStrip) {

@@ -8,7 +8,8 @@
 // Q^T or P^T, at most 16 KB at head_dim 128) stays in L1, A streams from L2 at 2 bytes a cycle.
 // With bfloat16 pairs an element of A and B is two numbers, neighbours along k, and a step does twice as much.
 // Values are summed a tile at a time and then added to O: two short sums lose less than one long one.
-// `between` is called once every kChunk steps, for what is to be asked for in good time.
+// `between` is called once every kChunk steps, for what is to be asked for in good time. These steps have no branch: the end of a loop of
+// few steps is often mispredicted, which a core shows that shares its scheduler with another thread.
 #pragma once
 
 #include "cpu/forward/panel.hpp"
@@ -57,7 +58,7 @@ inline void scores_block(const T* k, int64_t chunk_stride, const T* q, int64_t h
   int64_t d = 0;
   for (; d + kChunk <= head_dim; d += kChunk) {
     between();
-#pragma GCC unroll 2
+#pragma GCC unroll 16
     for (int i = 0; i < kChunk; ++i) block.template step<kChunk>(k + i, q + i * kPanel<T>);
     k += chunk_stride;
     q += kChunk * kPanel<T>;
@@ -77,14 +78,20 @@ inline void scores_block(const T* k, int64_t chunk_stride, const T* q, int64_t h
 template <class T, int M, int N, class Between>
 inline void values_block(const T* v, int64_t v_row, const T* p, int64_t keys, const Vec<T> (&alpha)[N], T* o, Between& between) {
   ProductBlock<T, M, N> block;
-  for (int64_t j = 0; j < keys; j += kChunk) {
+  int64_t j = 0;
+  for (; j + kChunk <= keys; j += kChunk) {
     between();
-    const int64_t here = keys - j < kChunk ? keys - j : kChunk;
-    for (int64_t i = 0; i < here; ++i) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kChunk; ++i) {
       block.template step<1>(v, p);
       v += v_row;
       p += kPanel<T>;
     }
+  }
+  for (; j < keys; ++j) {
+    block.template step<1>(v, p);
+    v += v_row;
+    p += kPanel<T>;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {

@@ -11,6 +11,7 @@ inline constexpr int kVectorBytes = 32;
 inline constexpr int kBlockRows = 6;
 inline constexpr int kBlockStep = 2;
 inline constexpr bool kBf16Pairs = ATTILE_ISA_BF16_PAIRS;
+inline constexpr bool kScalesByPowers = false;
 }  // namespace attile::avx2
 
 #include "cpu/simd/vector.hpp"
@@ -22,6 +23,13 @@ inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm
 // The second argument where either is NaN.
 inline Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
 inline Vec<double> max(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+
+inline Vec<float> join_halves(VecN<float, 4> low, VecN<float, 4> high) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+inline Vec<double> join_halves(VecN<double, 2> low, VecN<double, 2> high) {
+  return _mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1);
+}
 
 inline VecN<float, 8> f16_to_f32(VecN<uint16_t, 8> h) { return _mm256_cvtph_ps((__m128i)h); }
 inline VecN<float, 4> f16_to_f32(VecN<uint16_t, 4> h) { return _mm_cvtph_ps(_mm_cvtsi64_si128((long long)h)); }

@@ -5,6 +5,8 @@
 //
 // Adding 1.5 * 2^mantissa + bias to x rounds it to an integer and leaves the biased exponent in the low bits, so 2^n is one
 // shift. Arguments are at most about 0 here: below -bias the power is an exact 0, above +bias it is not defined. NaN stays NaN.
+// AVX-512 has r and the multiplication by 2^n as instructions, which float32 takes: 11 for a power instead of 14. What they leave below
+// 2^-126 is flushed to 0 where subnormals are.
 #pragma once
 
 #include "cpu/simd/vector.hpp"
@@ -27,6 +29,18 @@ struct Exp2<double> {
                                         7.0725617683983011661e-9,   4.4455361318481760235e-10};
 };
 
+// q(r) of `Count` vectors, step by step, as everything here.
+template <class T, int Count>
+inline __attribute__((always_inline)) void polynomial(const Vec<T> (&r)[Count], Vec<T> (&q)[Count]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < Count; ++k) q[k] = broadcast<T>(Exp2<T>::kQ[Exp2<T>::kTerms - 1]);
+#pragma GCC unroll 16
+  for (int i = Exp2<T>::kTerms - 2; i >= 0; --i) {
+#pragma GCC unroll 8
+    for (int k = 0; k < Count; ++k) q[k] = fma(q[k], r[k], broadcast<T>(Exp2<T>::kQ[i]));
+  }
+}
+
 // power = 2^n and fraction = 2^r - 1 of `Count` vectors, step by step: a core that shares its scheduler with another thread holds too few
 // instructions to overlap powers that follow each other.
 template <class T, int Count>
@@ -46,13 +60,7 @@ inline __attribute__((always_inline)) Exp2Parts<T, Count> exp2_parts(const Vec<T
   for (int k = 0; k < Count; ++k) shifted[k] = r[k] + shifter;
 #pragma GCC unroll 8
   for (int k = 0; k < Count; ++k) r[k] -= shifted[k] - shifter;
-#pragma GCC unroll 8
-  for (int k = 0; k < Count; ++k) q[k] = broadcast<T>(Exp2<T>::kQ[Exp2<T>::kTerms - 1]);
-#pragma GCC unroll 16
-  for (int i = Exp2<T>::kTerms - 2; i >= 0; --i) {
-#pragma GCC unroll 8
-    for (int k = 0; k < Count; ++k) q[k] = fma(q[k], r[k], broadcast<T>(Exp2<T>::kQ[i]));
-  }
+  polynomial<T, Count>(r, q);
 #pragma GCC unroll 8
   for (int k = 0; k < Count; ++k) {
     e.power[k] = bit_cast<Vec<T>>(bit_cast<Vec<Int<T>>>(shifted[k]) << B::kMantissa);
@@ -64,9 +72,22 @@ inline __attribute__((always_inline)) Exp2Parts<T, Count> exp2_parts(const Vec<T
 // In place.
 template <class T, int Count>
 inline __attribute__((always_inline)) void exp2_each(Vec<T> (&x)[Count]) {
-  const Exp2Parts<T, Count> e = exp2_parts<T, Count>(x);
+  if constexpr (kScalesByPowers && sizeof(T) == 4) {
+    Vec<T> r[Count], q[Count];
 #pragma GCC unroll 8
-  for (int k = 0; k < Count; ++k) x[k] = fma(e.power[k], e.fraction[k], e.power[k]);
+    for (int k = 0; k < Count; ++k) r[k] = nearest_fraction_of(x[k]);
+#pragma GCC unroll 8
+    for (int k = 0; k < Count; ++k) x[k] -= r[k];
+    polynomial<T, Count>(r, q);
+#pragma GCC unroll 8
+    for (int k = 0; k < Count; ++k) q[k] = fma(q[k], r[k], broadcast<T>(1));
+#pragma GCC unroll 8
+    for (int k = 0; k < Count; ++k) x[k] = scale_by_power(q[k], x[k]);
+  } else {
+    const Exp2Parts<T, Count> e = exp2_parts<T, Count>(x);
+#pragma GCC unroll 8
+    for (int k = 0; k < Count; ++k) x[k] = fma(e.power[k], e.fraction[k], e.power[k]);
+  }
 }
 
 template <class T>

@@ -9,6 +9,7 @@ inline constexpr int kVectorBytes = 16;
 inline constexpr int kBlockRows = 4;
 inline constexpr int kBlockStep = 4;
 inline constexpr bool kBf16Pairs = ATTILE_ISA_BF16_PAIRS;
+inline constexpr bool kScalesByPowers = false;
 }  // namespace attile::portable
 
 #include "cpu/simd/vector.hpp"
@@ -25,6 +26,9 @@ template <class V>
 inline V max(V a, V b) {
   return a > b ? a : b;
 }
+
+inline Vec<float> join_halves(VecN<float, 2> low, VecN<float, 2> high) { return __builtin_shufflevector(low, high, 0, 1, 2, 3); }
+inline Vec<double> join_halves(VecN<double, 1> low, VecN<double, 1> high) { return Vec<double>{low[0], high[0]}; }
 
 // float16 by integers. A subnormal is its mantissa times 2^-24: made by a conversion, because the worker flushes subnormal
 // float32 to zero and a shift of exponents would pass through them.

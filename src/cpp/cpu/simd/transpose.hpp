@@ -43,6 +43,21 @@ inline void transpose_rounds(Vec<T> (&x)[kLanes<T>]) {
   if constexpr (Block > 1) transpose_rounds<T, Block / 2>(x);
 }
 
+// A square whose row l begins at row_at(l), transposed. Halves of vectors are loaded where the first round would move them to, so that it
+// needs no shuffle.
+template <class T, class RowAt>
+inline __attribute__((always_inline)) void load_transposed(RowAt row_at, Vec<T> (&x)[kLanes<T>]) {
+  constexpr int W = kLanes<T>, kHalf = W / 2;
+  using Half = VecN<T, kHalf>;
+#pragma GCC unroll 8
+  for (int l = 0; l < kHalf; ++l) {
+    const char *low = row_at(l), *high = row_at(l + kHalf);
+    x[l] = join_halves(load<Half>(low), load<Half>(high));
+    x[l + kHalf] = join_halves(load<Half>(low + sizeof(Half)), load<Half>(high + sizeof(Half)));
+  }
+  if constexpr (kHalf > 1) transpose_rounds<T, kHalf / 2>(x);
+}
+
 template <class T>
 inline void transpose(Vec<T> (&x)[kLanes<T>]) {
   transpose_rounds<T, kLanes<T> / 2>(x);
