@@ -169,6 +169,29 @@ def caches(lens):
     every([(dtype, lens, n, page) for dtype in DTYPES for n in (1, 3, 70) for page in (None, 1, 7, 64)], check)
 
 
+def hopper_decode(seqlen_q):
+    """decode_sm90 over dense and paged caches, whose sequences are split over the blocks."""
+    import test_gpu_kvcache
+
+    def check(arguments):
+        dtype, lens, page, shape, name = arguments
+        call, plain = test_gpu_kvcache.problem(dtype, lens, seqlen_q, page, shape=shape, **features[name])
+        out, lse = attile.flash_attention_with_kvcache(**on(call), return_lse=True, cfg=FlashAttentionConfig(kernel="decode_sm90"))
+        Judge(plain).check(out.get(), lse.get())
+
+    sinks = np.random.default_rng(5).standard_normal((16, 2)).astype(np.float32)
+    lens = ((1, 700, 64, 0, 129), (3000,), tuple(i * 37 % 90 for i in range(40)))
+    features = {
+        "plain": {},
+        "window": {"sliding_window": (40, 0), "softmax_aux": sinks},
+        "cap": {"logits_soft_cap": 5.0, "softmax_scale": -0.2, "causal": False},
+    }
+    shapes = [(16, heads_k, dim, dim) for heads_k, dim in ((2, 64), (2, 128), (4, 256), (1, 128))]
+    pages = (None, 1, 7, 16, 64, 256)
+    chosen = list(itertools.product(("bfloat16", "float16"), lens, pages, shapes, features))
+    every(chosen[seqlen_q % 7 :: 7], check)
+
+
 def mla(pattern, **more):
     """mla_decode_generic_sm80 on the cases whose names match."""
     import mla_cases

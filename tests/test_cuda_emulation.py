@@ -68,6 +68,11 @@ def test_caches(package, lens):
     call(package, f"caches({lens})")
 
 
+@pytest.mark.parametrize("seqlen_q", [1, slow(2), slow(4)])
+def test_hopper_decode(package, seqlen_q):
+    call(package, f"hopper_decode({seqlen_q})")
+
+
 @pytest.mark.parametrize("more", ["", "num_splits=2", slow("num_splits=7")])
 @pytest.mark.parametrize("pattern", ["(?!long)", slow("long")])
 def test_mla_decode(package, pattern, more):
@@ -152,6 +157,8 @@ RING = "      v_ring.wait_full();\n      issue_pv();\n      if (!T::kTune.late_t
 STORE = "  ptx::named_barrier_sync(barrier, 128);\n  const RowOrigin at"
 WAIT = "          ptx::cp_async_wait();\n          __syncthreads();\n"
 JOINT = "      __syncthreads();\n      if (head < end)"
+VALUES = "        if (i == 0) values.wait_full();\n"
+MERGE = "  sync_consumers<T>();\n#pragma unroll 1\n  for (int i = threadIdx.x; i < p.rows * kGroups;"
 
 
 @pytest.mark.slow
@@ -166,9 +173,11 @@ JOINT = "      __syncthreads();\n      if (head < end)"
         ("generic/backward_joint.cuh", JOINT, JOINT.replace("__syncthreads();", ""), "backward('larger64-bfloat16')"),
         ("forward/sm90/kernel.cuh", PRODUCT, PRODUCT.replace("ptx::wgmma_wait<1>();", ""), HOPPER),
         ("forward/sm90/kernel.cuh", RING, RING.replace("v_ring.wait_full();", ""), HOPPER),
+        ("decode/sm90/consumer.cuh", VALUES, "", "hopper_decode(1)"),
+        ("decode/sm90/output.cuh", MERGE, MERGE.replace("  sync_consumers<T>();\n", ""), "hopper_decode(1)"),
         ("forward/sm90/epilogue.cuh", STORE, STORE.replace("ptx::named_barrier_sync(barrier, 128);", ""), HOPPER),
     ],
-    ids=["barrier", "wait", "fragment", "backward", "bias", "joint", "product", "ring", "store"],
+    ids=["barrier", "wait", "fragment", "backward", "bias", "joint", "product", "ring", "store", "decode", "merge"],
 )
 def test_a_fault_is_noticed(tmp_path, file, old, new, function):
     build(copy_package(tmp_path), tmp_path, {file: (old, new)})

@@ -315,14 +315,14 @@ def test_refusals(changes, reason):
     assert refusal(**changes()) == reason
 
 
-def test_few_queries_go_to_the_generic_kernel():
+def test_few_queries_go_to_decode_sm90():
     report = explain(flash_attention, zeros(1, 3, 8, 128), zeros(1, 4096, 8, 128), zeros(1, 4096, 8, 128))
     reasons = {row["kernel"]: row["reason"] for row in report["refused"]}
-    assert report["kernel"] == "forward_generic_sm80"
+    assert report["kernel"] == "decode_sm90"
     assert reasons["forward_sm90"] == "fewer than 32 rows (queries x heads of a group) a sequence are not worth its tiles"
 
 
-@pytest.mark.parametrize(("seqlen_q", "heads_q", "kernel"), [(4, 8, "forward_generic_sm80"), (8, 16, "forward_sm90"), (32, 4, "forward_sm90")])
+@pytest.mark.parametrize(("seqlen_q", "heads_q", "kernel"), [(4, 8, "decode_sm90"), (8, 16, "forward_sm90"), (32, 4, "forward_sm90")])
 def test_heads_of_a_group_are_rows_of_a_tile(seqlen_q, heads_q, kernel):
     report = explain(flash_attention, zeros(64, seqlen_q, heads_q, 128), zeros(64, 600, 4, 128), zeros(64, 600, 4, 128))
     assert report["kernel"] == kernel

@@ -14,14 +14,15 @@ HEADS_Q, HEADS_K, DIM, DIM_V = 8, 2, 64, 48
 NOWHERE = 2**30
 
 
-def problem(dtype, lens, seqlen_q=1, page_size=None, seed=0, **options):
+def problem(dtype, lens, seqlen_q=1, page_size=None, seed=0, shape=(HEADS_Q, HEADS_K, DIM, DIM_V), **options):
     """A call, and the same as a call of flash_attention. Rows past the lengths and unused pages are NaN, their numbers nonsense."""
+    heads_q, heads_k, dim, dim_v = shape
     rng = np.random.default_rng(seed)
     dtype = cases.numpy_dtype(dtype)
     batch, longest = len(lens), max(lens)
     query, key, value = (
-        rng.standard_normal((batch, n, heads, dim)).astype(dtype)
-        for n, heads, dim in ((seqlen_q, HEADS_Q, DIM), (longest, HEADS_K, DIM), (longest, HEADS_K, DIM_V))
+        rng.standard_normal((batch, n, heads, d)).astype(dtype)
+        for n, heads, d in ((seqlen_q, heads_q, dim), (longest, heads_k, dim), (longest, heads_k, dim_v))
     )
     for b, length in enumerate(lens):
         key[b, length:] = value[b, length:] = np.nan
@@ -33,7 +34,7 @@ def problem(dtype, lens, seqlen_q=1, page_size=None, seed=0, **options):
         pages = sum(used) + 3
         order = rng.permutation(pages)
         table = np.full((batch, max(used) + 2), NOWHERE, np.int32)
-        caches = [np.full((pages, page_size, HEADS_K, dim), np.nan, dtype) for dim in (DIM, DIM_V)]
+        caches = [np.full((pages, page_size, heads_k, d), np.nan, dtype) for d in (dim, dim_v)]
         next_page = iter(order)
         for b, length in enumerate(lens):
             for i in range(used[b]):

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cuda/decode/sm90/launch.hpp"
 #include "cuda/forward/sm90/forward_launch.hpp"
 #include "cuda/generic/backward_launch.hpp"
 #include "cuda/generic/forward_launch.hpp"
@@ -23,7 +24,7 @@ std::vector<Kernel> joined(std::span<const Kernel> first, std::span<const Kernel
 }  // namespace
 
 std::span<const Kernel> forward_kernels() {
-  static const std::vector<Kernel> kernels = joined(sm90_forward_kernels(), generic_forward_kernels());
+  static const std::vector<Kernel> kernels = joined(joined(sm90_decode_kernels(), sm90_forward_kernels()), generic_forward_kernels());
   return kernels;
 }
 std::span<const Kernel> backward_kernels() { return generic_backward_kernels(); }

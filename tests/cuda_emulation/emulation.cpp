@@ -30,6 +30,9 @@ extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cud
 namespace attile::cuda::mla_sm90 {
 extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));
 }
+namespace attile::cuda::decode_sm90 {
+extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));
+}
 namespace attile::cuda::latent {
 extern char shared[emulation::kSharedBytes] __attribute__((alias("_ZN6attile4cuda7generic6sharedE")));  // the same
 }

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cuda/decode/sm90/launch.hpp"
 #include "cuda/forward/sm90/forward_launch.hpp"
 #include "cuda/generic/backward_launch.hpp"
 #include "cuda/generic/forward_launch.hpp"
@@ -30,7 +31,8 @@ const Kernel& backward_row() { return generic_backward_kernels()[0]; }
 
 std::span<const Kernel> forward_kernels() {
   static const std::vector<Kernel> kernels = [] {
-    std::vector<Kernel> rows(sm90_forward_kernels().begin(), sm90_forward_kernels().end());
+    std::vector<Kernel> rows(sm90_decode_kernels().begin(), sm90_decode_kernels().end());
+    rows.insert(rows.end(), sm90_forward_kernels().begin(), sm90_forward_kernels().end());
     rows.push_back(forward());
     rows.back().run = run_confined<forward>;
     return rows;

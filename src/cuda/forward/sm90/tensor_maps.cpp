@@ -29,13 +29,13 @@ CUtensorMapDataType type_of(DType t) {
 // bytes: the steps of all dimensions but the first. A box is `columns` of the first, `heads` of the second where there are five, and `rows` of the next.
 template <int kRank>
 CUtensorMap encode(const View& v, const cuuint64_t (&dims)[kRank], const cuuint64_t (&bytes)[kRank - 1], cuuint32_t columns, int heads, int rows,
-                   CUtensorMapSwizzle swizzle) {
+                   CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B) {
   cuuint32_t box[kRank], steps[kRank];
   std::fill_n(box, kRank, 1), std::fill_n(steps, kRank, 1);
   box[0] = columns, box[1] = static_cast<cuuint32_t>(heads), box[kRank - 3] = static_cast<cuuint32_t>(rows);
   CUtensorMap map;
   const CUresult result = encoder()(&map, type_of(v.dtype), kRank, v.data, dims, bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                    promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) throw Error(ATTILE_RUNTIME_ERROR, "cuTensorMapEncodeTiled failed with " + std::to_string(result));
   return map;
 }
@@ -66,9 +66,9 @@ std::string tma_objection(const char* name, const View& v) {
   return "";
 }
 
-CUtensorMap rows_map(const View& v, int box_rows) {
+CUtensorMap rows_map(const View& v, int box_rows, CUtensorMapL2promotion promotion) {
   return encode<4>(v, {extent(v, 3), extent(v, 1), extent(v, 2), extent(v, 0)}, {step_of(v, 1), step_of(v, 2), step_of(v, 0)}, columns_of(v), 1, box_rows,
-                   kSwizzle);
+                   kSwizzle, promotion);
 }
 
 CUtensorMap packed_rows_map(const View& v, int heads, int box_positions) {

@@ -16,7 +16,7 @@ std::string tma_objection(const char* name, const View& v);
 View every_nth_head(View v, int n);
 
 // {dims, rows, heads, batch} in boxes of 128 bytes of dims and box_rows rows, swizzled. What lies outside is read as zeros and not written.
-CUtensorMap rows_map(const View& v, int box_rows);
+CUtensorMap rows_map(const View& v, int box_rows, CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
 // {dims, heads, rows, sets of heads, batch} in boxes of all `heads`: rows.cuh.
 CUtensorMap packed_rows_map(const View& v, int heads, int box_positions);
 
