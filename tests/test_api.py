@@ -25,6 +25,7 @@ NAMES = {
     "FlashAttentionConfig",
     "FlashMLAConfig",
     "Gradients",
+    "MLAGradients",
     "MaskInfo",
     "__version__",
     "explain",
@@ -37,6 +38,7 @@ NAMES = {
     "get_num_threads",
     "merge_states",
     "mla_attention",
+    "mla_attention_backward",
     "mla_decode",
     "set_num_threads",
     "show_config",
@@ -97,6 +99,17 @@ def test_mla_attention_signature():
     exec(f"def expected({text}): pass", scope)
     assert without_annotations(attile.mla_attention) == inspect.signature(scope["expected"])
     assert attile.FlashMLAConfig() == attile.FlashMLAConfig(strategy=None, block_q=None, block_k=None, num_splits=0, kernel=None)
+
+
+def test_mla_attention_backward_signature():
+    """The contract's, to the letter."""
+    text = """
+        dout, query, key_value, w_kc, w_vc, out, lse, b_q=None, b_k=None, cu_seqlens=None, *, dlse=None, softmax_scale=None,
+        causal=False, causal_alignment="top_left", attention_mask=None, bias=None, softmax_aux=None, logits_soft_cap=None, sliding_window=None,
+        dropout_prob=0.0, dropout_seed=None, deterministic=False, platform="auto", cfg=None"""
+    scope = {}
+    exec(f"def expected({text}): pass", scope)
+    assert without_annotations(attile.mla_attention_backward) == inspect.signature(scope["expected"])
 
 
 def without_annotations(fn):

@@ -105,7 +105,7 @@ def test_autograd(torch, dtype, deterministic, rank, nope, rope, head_dim_v):
     got = mla_attention_backward(dout, **call, out=out, lse=lse, causal=True, deterministic=deterministic)
     for name, expected in autograd(torch, call, dout, (nope + rope) ** -0.5).items():
         error = (getattr(got, name).double() - expected).norm() / expected.norm()
-        assert error < {"bfloat16": 1.2e-2, "float16": 1.5e-3, "float32": 2e-6}[dtype], name
+        assert error < {"bfloat16": 7e-3, "float16": 9e-4, "float32": 2e-6}[dtype], name
 
 
 @pytest.mark.parametrize(("batch", "heads"), [(2, 10), (24, 2)], ids=["heads", "batches"])
