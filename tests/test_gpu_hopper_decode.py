@@ -55,7 +55,10 @@ def test_splits(dim, page_size, lens):
     Judge(plain).check(*run(call))
 
 
-@pytest.mark.parametrize(("heads_q", "heads_k", "seqlen_q"), [(1, 1, 1), (6, 3, 1), (4, 4, 3), (8, 1, 2), (17, 1, 1), (8, 2, 8), (33, 1, 1), (16, 2, 8), (1, 1, 64), (64, 1, 1)])
+ROWS = [(1, 1, 1), (6, 3, 1), (4, 4, 3), (8, 1, 2), (17, 1, 1), (8, 2, 8), (33, 1, 1), (16, 2, 8), (1, 1, 64), (64, 1, 1)]
+
+
+@pytest.mark.parametrize(("heads_q", "heads_k", "seqlen_q"), ROWS)
 @pytest.mark.parametrize("page_size", [None, 16])
 @pytest.mark.parametrize("dim", GROUPED)
 def test_rows(dim, page_size, heads_q, heads_k, seqlen_q):
