@@ -7,10 +7,12 @@ namespace {
 
 constexpr const char* kFunction = "mla_attention_backward";
 
+// clang-format off
 enum Argument : Py_ssize_t {
   kDout, kQuery, kKeyValue, kWkc, kWvc, kOut, kLse, kBq, kBk, kCuSeqlens, kDlse, kSoftmaxScale, kCausal, kCausalAlignment, kAttentionMask,
   kBias, kSoftmaxAux, kLogitsSoftCap, kSlidingWindow, kDropoutProb, kDropoutSeed, kDeterministic, kPlatform, kCfg, kArgumentCount
 };
+// clang-format on
 
 struct Arguments : MlaAttentionArguments<attile_mla_attention_backward_params> {
   explicit Arguments(PyObject* const* given) : MlaAttentionArguments(kFunction, false, false) {

@@ -30,8 +30,8 @@ BackwardProblem validate(const attile_mla_attention_backward_params& p) {
   const struct {
     const char* name;
     const attile_tensor* t;
-  } needed[] = {{"dout", p.dout}, {"query", p.query}, {"key_value", p.key_value}, {"w_kc", p.w_kc},
-                {"w_vc", p.w_vc}, {"out", p.out},     {"lse", p.lse}};
+  } needed[] = {{"dout", p.dout}, {"query", p.query}, {"key_value", p.key_value}, {"w_kc", p.w_kc}, {"w_vc", p.w_vc},
+                {"out", p.out},   {"lse", p.lse}};
   for (const auto& [name, t] : needed)
     if (!t) type_error(kFunction, std::string(name) + " is required", "an array", "none");
   BackwardProblem problem;

@@ -78,10 +78,9 @@ MlaStrategy choose_strategy(const AttentionProblem& p, const Kernel* decode) {
   const double weights = static_cast<double>(latents.rank * (latents.nope_dim + p.head_dim_v));
   const double rebuild = static_cast<double>(inner_heads(p, Form::rebuild)) * static_cast<double>(seen.end - seen.begin) * weights +
                          cost_of_attention(rows, keys, p.head_dim, p.head_dim_v, batch);
-  const double among_latents =
-      decode ? static_cast<double>(std::max(rows, kDecodeRows) * keys * (wide + latents.rank)) *
-                   (std::string_view(decode->isa) == "sm90a" ? 1 : kGenericDecodeCost)
-             : cost_of_attention(rows, keys, wide, latents.rank, batch);
+  const double among_latents = decode ? static_cast<double>(std::max(rows, kDecodeRows) * keys * (wide + latents.rank)) *
+                                            (std::string_view(decode->isa) == "sm90a" ? 1 : kGenericDecodeCost)
+                                      : cost_of_attention(rows, keys, wide, latents.rank, batch);
   return static_cast<double>(rows) * weights + among_latents < rebuild ? MlaStrategy::absorb : MlaStrategy::rebuild;
 }
 
@@ -120,7 +119,8 @@ Plan plan(const AttentionProblem& p, const Config& config, int threads) {
   all.strategy = absorbs(way.form) ? MlaStrategy::absorb : MlaStrategy::rebuild;
   Config own{config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none};
   each_piece(p, way.form, nullptr, [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool) {
-    const Plan part = with_inner(p, way.form, inner, piece, [&](const AttentionProblem& given) { return way.kernel->plan(given, own, threads); });
+    const Plan part =
+        with_inner(p, way.form, inner, piece, [&](const AttentionProblem& given) { return way.kernel->plan(given, own, threads); });
     if (all.block_q == 0) {
       all.block_q = part.block_q, all.block_k = part.block_k, all.workers = part.workers;
       all.num_splits = own.num_splits = way.form == Form::decode ? 0 : part.num_splits;
@@ -152,19 +152,20 @@ void run(const AttentionProblem& p, const Plan& plan, void* workspace, const Exe
   const Form form = decode ? Form::decode : plan.strategy == MlaStrategy::absorb ? Form::absorb : Form::rebuild;
   const Config own = decode ? Config{} : Config{plan.block_q, plan.block_k, plan.num_splits, {}, MlaStrategy::none};
   const Kernel* kernel = decode ? find_decode_kernel(p) : find_forward_kernel(p, form, own, why);
-  each_piece(p, form, static_cast<char*>(workspace), [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences) {
-    if (absorbs(form)) {
-      absorb_queries(p, form, piece, stored, inner, new_sequences, execution.stream);
-    } else {
-      rebuild(p, piece, stored, inner, execution.stream);
-    }
-    with_inner(p, form, inner, piece, [&](const AttentionProblem& given) {
-      kernel->run(given, kernel->plan(given, own, 1), static_cast<char*>(workspace) + stored.bytes, execution);
-    });
-    if (absorbs(form))
-      project(inner, stored.out, {{p.latents.w_vc, part_of(p.out, piece, piece.head, piece.heads)}}, piece.head, p.group, false, LiveRows::all,
-              execution.stream);
-  });
+  each_piece(p, form, static_cast<char*>(workspace),
+             [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences) {
+               if (absorbs(form)) {
+                 absorb_queries(p, form, piece, stored, inner, new_sequences, execution.stream);
+               } else {
+                 rebuild(p, piece, stored, inner, execution.stream);
+               }
+               with_inner(p, form, inner, piece, [&](const AttentionProblem& given) {
+                 kernel->run(given, kernel->plan(given, own, 1), static_cast<char*>(workspace) + stored.bytes, execution);
+               });
+               if (absorbs(form))
+                 project(inner, stored.out, {{p.latents.w_vc, part_of(p.out, piece, piece.head, piece.heads)}}, piece.head, p.group, false,
+                         LiveRows::all, execution.stream);
+             });
 }
 
 bool available() { return some_device_has(8, 0); }

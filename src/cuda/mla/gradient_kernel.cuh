@@ -14,7 +14,8 @@ namespace attile::cuda::generic {
 
 // Adds a block's sums to rows from `row0` on, `rows` of which exist.
 template <class Traits>
-__device__ __forceinline__ void add_sums(const typename Traits::Sums& c, const Tensor& sums, int head, int row0, int rows, int column0, int columns) {
+__device__ __forceinline__ void add_sums(const typename Traits::Sums& c, const Tensor& sums, int head, int row0, int rows, int column0,
+                                         int columns) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < Traits::kM; ++m)
@@ -58,11 +59,11 @@ struct LatentSlices {
     constexpr int kBytes = Traits::kBytes;
     const MadeGradient& g = p.of[which];
     const int valid = (g.dim - k0) * kBytes;
-    load_slice<Traits::kRowsA, Traits::kRowBytesA, Traits::kThreads>(a, g.rows.data + head * g.rows.head + row0 * g.rows.row + k0 * kBytes, g.rows.row,
-                                                                     total - row0, valid, g.rows.granule);
+    load_slice<Traits::kRowsA, Traits::kRowBytesA, Traits::kThreads>(a, g.rows.data + head * g.rows.head + row0 * g.rows.row + k0 * kBytes,
+                                                                     g.rows.row, total - row0, valid, g.rows.granule);
     load_slice<Traits::kRowsB, Traits::kRowBytesB, Traits::kThreads>(
-        b, g.weight.data + (p.first_head + head) / p.group * g.weight.head + column0 * g.weight.row + k0 * kBytes, g.weight.row, p.rank - column0,
-        valid, g.weight.granule);
+        b, g.weight.data + (p.first_head + head) / p.group * g.weight.head + column0 * g.weight.row + k0 * kBytes, g.weight.row,
+        p.rank - column0, valid, g.weight.granule);
   }
 };
 
@@ -100,8 +101,9 @@ struct WeightSlices {
   }
   __device__ __forceinline__ void load(uint32_t a, uint32_t b_to) const {
     constexpr int kBytes = Traits::kBytes;
-    load_slice<Traits::kRowsA, Traits::kRowBytesA, Traits::kThreads>(a, p.latent.data + b * p.latent.batch + token * p.latent.row + row0 * kBytes,
-                                                                     p.latent.row, end - token, (p.rank - row0) * kBytes, p.latent.granule);
+    load_slice<Traits::kRowsA, Traits::kRowBytesA, Traits::kThreads>(
+        a, p.latent.data + b * p.latent.batch + token * p.latent.row + row0 * kBytes, p.latent.row, end - token, (p.rank - row0) * kBytes,
+        p.latent.granule);
     load_slice<Traits::kRowsB, Traits::kRowBytesB, Traits::kThreads>(
         b_to, g.rows.data + b * g.rows.batch + token * g.rows.row + head * g.rows.head + column0 * kBytes, g.rows.row, end - token,
         (g.dim - column0) * kBytes, g.rows.granule);
@@ -145,8 +147,12 @@ template <class Latents, class Weights>
 constexpr GradientInstance gradient_instance() {
   static_assert(Latents::kTileM == Weights::kTileM && Latents::kTileN == Weights::kTileN);
   return {Latents::kTileM, Latents::kTileN,
-          [](const GradientParams& p, int64_t blocks, void* stream) { launch_gradient<Latents>(latent_gradient_kernel<Latents>, p, blocks, stream); },
-          [](const GradientParams& p, int64_t blocks, void* stream) { launch_gradient<Weights>(weight_gradient_kernel<Weights>, p, blocks, stream); }};
+          [](const GradientParams& p, int64_t blocks, void* stream) {
+            launch_gradient<Latents>(latent_gradient_kernel<Latents>, p, blocks, stream);
+          },
+          [](const GradientParams& p, int64_t blocks, void* stream) {
+            launch_gradient<Weights>(weight_gradient_kernel<Weights>, p, blocks, stream);
+          }};
 }
 
 }  // namespace attile::cuda::generic

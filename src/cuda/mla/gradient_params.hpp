@@ -11,14 +11,14 @@ namespace attile::cuda::generic {
 
 // A gradient of keys or values as it is stored, whose batches follow each other, and the weights that made them.
 struct MadeGradient {
-  Tensor rows;  // [batch, tokens, heads, dim]
-  Tensor weight;  // [1, rank, Hk, dim]
+  Tensor rows;         // [batch, tokens, heads, dim]
+  Tensor weight;       // [1, rank, Hk, dim]
   Tensor weight_sums;  // likewise, float32
   int32_t dim;
 };
 
 struct GradientParams {
-  MadeGradient of[2];  // keys, values
+  MadeGradient of[2];          // keys, values
   Tensor latent, latent_sums;  // [batch, tokens, 1, rank]; the sums are float32, and their batches follow each other
   int32_t batch, rows, rank, heads;
   int32_t first_head, group;

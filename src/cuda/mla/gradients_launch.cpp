@@ -54,7 +54,8 @@ Sums sums_in(const BackwardProblem& p, char* workspace) {
 // What the piece adds to: all of an axis that was broadcast.
 View own_part(View v, int dim, int64_t first, int64_t count) { return v.shape[dim] == 1 ? v : cut(v, dim, first, count); }
 
-BackwardProblem gradients_of(const BackwardProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, const Sums& sums) {
+BackwardProblem gradients_of(const BackwardProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner,
+                             const Sums& sums) {
   BackwardProblem b;
   static_cast<AttentionProblem&>(b) = inner;
   const int64_t head = inner.dropout.first_head, heads = inner.heads_q, sequence = p.q_seqs.packed ? 0 : piece.batch;
@@ -88,7 +89,8 @@ std::string why_not(const AttentionProblem& p, const Config& config) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16 && p.dtype != DType::f32)
     return std::string("takes float32, float16 and bfloat16 only: got ") + info(p.dtype).name;
   if (std::string missing = lacks(p.device_id, 8, 0); !missing.empty()) return missing;
-  if (config.strategy == MlaStrategy::absorb) return "computes gradients of rebuilt keys and values: cfg.strategy must be rebuild: got absorb";
+  if (config.strategy == MlaStrategy::absorb)
+    return "computes gradients of rebuilt keys and values: cfg.strategy must be rebuild: got absorb";
   std::string why;
   return find_kernel(backward(p), config, why) ? "" : why;
 }
@@ -110,7 +112,8 @@ Plan plan(const AttentionProblem& problem, const Config& config, int threads) {
 }
 
 // The part of the rope dims of dK or dQ, a head each where `to` has heads, else summed over them.
-void take_rope(const AttentionProblem& p, const View& gradient, const View& to, const View& sums, const Piece& piece, int64_t head, void* stream) {
+void take_rope(const AttentionProblem& p, const View& gradient, const View& to, const View& sums, const Piece& piece, int64_t head,
+               void* stream) {
   const View rope = columns_of(gradient, p.latents.nope_dim, p.latents.rope_dim);
   if (sums) {
     add_heads(rope, part_of(sums, piece, 0, 1), stream);
@@ -128,18 +131,19 @@ void run(const AttentionProblem& problem, const Plan&, void* workspace, const Ex
   std::string why;
   const Kernel* kernel = find_kernel(p, {}, why);
   bool any = false;
-  each_gradient(p, sums, static_cast<char*>(workspace) + sums.bytes, [&](const Piece& piece, const Stored& stored, const BackwardProblem& b) {
-    any = true;
-    rebuild(p, piece, stored, b, stream);
-    kernel->run(b, kernel->plan(b, {}, 1), static_cast<char*>(workspace) + sums.bytes + stored.bytes, execution);
-    add_gradients(p, piece, stored, b, sums.of, stream);
-    const int64_t head = b.dropout.first_head;
-    if (latents.rope_dim > 0) take_rope(p, stored.dk, p.of_latents.k_rope, sums.of.k_rope, piece, head, stream);
-    if (stored.dq) {
-      copy_rows(columns_of(stored.dq, 0, latents.nope_dim), part_of(p.dq, piece, head, b.heads_q), stream);
-      take_rope(p, stored.dq, p.of_latents.q_rope, sums.of.q_rope, piece, head, stream);
-    }
-  });
+  each_gradient(p, sums, static_cast<char*>(workspace) + sums.bytes,
+                [&](const Piece& piece, const Stored& stored, const BackwardProblem& b) {
+                  any = true;
+                  rebuild(p, piece, stored, b, stream);
+                  kernel->run(b, kernel->plan(b, {}, 1), static_cast<char*>(workspace) + sums.bytes + stored.bytes, execution);
+                  add_gradients(p, piece, stored, b, sums.of, stream);
+                  const int64_t head = b.dropout.first_head;
+                  if (latents.rope_dim > 0) take_rope(p, stored.dk, p.of_latents.k_rope, sums.of.k_rope, piece, head, stream);
+                  if (stored.dq) {
+                    copy_rows(columns_of(stored.dq, 0, latents.nope_dim), part_of(p.dq, piece, head, b.heads_q), stream);
+                    take_rope(p, stored.dq, p.of_latents.q_rope, sums.of.q_rope, piece, head, stream);
+                  }
+                });
   round_sums(sums.of.latent, p.of_latents.latent, stream);
   round_sums(sums.of.w_kc, p.of_latents.w_kc, stream);
   round_sums(sums.of.w_vc, p.of_latents.w_vc, stream);

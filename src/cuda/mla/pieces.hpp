@@ -42,7 +42,7 @@ struct Pieces {
 struct Stored {
   View k, v, q, out;
   View dk, dv, dq;  // of gradients
-  size_t bytes;  // of all; what follows is the attention kernel's
+  size_t bytes;     // of all; what follows is the attention kernel's
 };
 
 // Heads of the inner problem.
@@ -75,7 +75,8 @@ void each_piece(const AttentionProblem& p, Form form, char* workspace, F f) {
 // The first kernel of a table that takes every piece; null with the last one's reason. A kernel that is right for the first piece is right for
 // smaller ones: named, it does not refuse them for their size. each(f) calls f(the problem of a piece).
 template <class Each>
-const Kernel* kernel_of_pieces(std::span<const Kernel> table, const AttentionProblem& p, const Config& config, std::string& why, Each each) {
+const Kernel* kernel_of_pieces(std::span<const Kernel> table, const AttentionProblem& p, const Config& config, std::string& why,
+                               Each each) {
   why = "no kernel takes its options";
   for (const Kernel& kernel : table) {
     if (!kernel.available() || (p.options & ~uint64_t{kLatents} & ~kernel.honours) != 0) continue;

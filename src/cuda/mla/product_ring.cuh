@@ -46,7 +46,8 @@ __device__ __forceinline__ void load_slice(uint32_t to, const char* from, int64_
   if (granule == 16 && exist >= kRows) {
     load_whole_rows<kRows, kRowBytes, kThreads>(to, from, stride, valid);
   } else {
-    load_rows<kRows, kRowBytes, kThreads>(to, granule, valid, [&](int row) -> const char* { return row < exist ? from + row * stride : nullptr; });
+    load_rows<kRows, kRowBytes, kThreads>(to, granule, valid,
+                                          [&](int row) -> const char* { return row < exist ? from + row * stride : nullptr; });
   }
 }
 
@@ -78,8 +79,8 @@ __device__ __forceinline__ void multiply_slices(typename Traits::Sums& c, uint32
       scores_product<Element, Traits::kM, Traits::kColumns, Traits::kRowBytesA / 32, false, Traits::kStrideA>(
           c, a + at + lane_offset_a(Traits::kStrideA), b + at + lane_offset_b(Traits::kStrideB), 0, true);
     } else {
-      depth_product<Element, Traits::kM, Traits::kColumns, Traits::kTileK, Traits::kTransposedA, Traits::kStrideA, Traits::kStrideB>(c, a + at,
-                                                                                                                                b + at);
+      depth_product<Element, Traits::kM, Traits::kColumns, Traits::kTileK, Traits::kTransposedA, Traits::kStrideA, Traits::kStrideB>(
+          c, a + at, b + at);
     }
     stage = stage + 1 < Traits::kStages ? stage + 1 : 0;
     next = next + 1 < Traits::kStages ? next + 1 : 0;

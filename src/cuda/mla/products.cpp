@@ -39,7 +39,12 @@ void project(const AttentionProblem& inner, const View& a, std::initializer_list
   for (const Made& m : made) {
     const int64_t columns = m.rows.shape[3], tiles = ceil_div(columns, instance.tile_n);
     const Tensor weight = tensor_of(m.weight);
-    p.projections[count++] = {weight.data, weight.head, weight.row, weight.granule, tensor_of(m.rows), static_cast<int32_t>(columns),
+    p.projections[count++] = {weight.data,
+                              weight.head,
+                              weight.row,
+                              weight.granule,
+                              tensor_of(m.rows),
+                              static_cast<int32_t>(columns),
                               static_cast<int32_t>(tiles)};
     p.heads = static_cast<int32_t>(m.rows.shape[2]);
     p.column_tiles += static_cast<int32_t>(tiles);
@@ -52,7 +57,8 @@ void rebuild(const AttentionProblem& p, const Piece& piece, const Stored& stored
   const Latents& latents = p.latents;
   const int64_t group = group_of(p);
   project(inner, part_of(latents.latent, piece, 0, 1),
-          {{latents.w_kc, columns_of(stored.k, 0, latents.nope_dim)}, {latents.w_vc, stored.v}}, piece.head, group, false, LiveRows::keys, stream);
+          {{latents.w_kc, columns_of(stored.k, 0, latents.nope_dim)}, {latents.w_vc, stored.v}}, piece.head, group, false, LiveRows::keys,
+          stream);
   const int64_t head = inner.dropout.first_head;
   if (latents.rope_dim > 0)
     copy_rows(part_of(latents.k_rope, piece, latents.rope_by_head ? head : 0, piece.heads),
@@ -63,8 +69,8 @@ void rebuild(const AttentionProblem& p, const Piece& piece, const Stored& stored
   }
 }
 
-void add_gradients(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, const LatentGradients& sums,
-                   void* stream) {
+void add_gradients(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner,
+                   const LatentGradients& sums, void* stream) {
   const GradientInstance instance = p.dtype == DType::bf16 ? gradient_bf16() : p.dtype == DType::f16 ? gradient_f16() : gradient_f32();
   const Latents& latents = p.latents;
   const View latent = part_of(latents.latent, piece, 0, 1);

@@ -21,7 +21,7 @@ void project(const AttentionProblem& inner, const View& a, std::initializer_list
 void rebuild(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, void* stream);
 
 // Adds what the piece's stored.dk and stored.dv say of latents and weights to float32 sums of their shapes.
-void add_gradients(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner, const LatentGradients& sums,
-                   void* stream);
+void add_gradients(const AttentionProblem& p, const Piece& piece, const Stored& stored, const AttentionProblem& inner,
+                   const LatentGradients& sums, void* stream);
 
 }  // namespace attile::cuda

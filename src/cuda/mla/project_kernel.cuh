@@ -30,7 +30,8 @@ struct ProjectBlock {
     const int b = row0 / p.rows, t = row0 - b * p.rows;
     const bool whole = row0 + kTileM <= total && t + kTileM <= p.rows && p.a.granule == 16;
     rows = whole ? p.a.data + b * p.a.batch + t * p.a.row + head * p.a.head : nullptr;
-    weight = out.weight + (p.first_head + head) / p.group * out.weight_head + column0 * (Traits::kTransposedB ? out.weight_row : int64_t{kBytes});
+    weight = out.weight + (p.first_head + head) / p.group * out.weight_head +
+             column0 * (Traits::kTransposedB ? out.weight_row : int64_t{kBytes});
   }
 
   // Row r of a tensor's [batch, rows].
@@ -58,7 +59,8 @@ struct ProjectBlock {
 
   // A warp's sums pass through shared memory, so that rows are written in pieces of 16 bytes.
   __device__ __forceinline__ void store(const typename Traits::Sums& c) const {
-    constexpr int kRowBytes = Traits::kColumns * kBytes, kStride = kRowBytes + kRowPadding, kRows = 16 * Traits::kM, kChunks = kRowBytes / 16;
+    constexpr int kRowBytes = Traits::kColumns * kBytes, kStride = kRowBytes + kRowPadding, kRows = 16 * Traits::kM,
+                  kChunks = kRowBytes / 16;
     static_assert(Traits::kThreads / 32 * kRows * kStride <= Traits::kSharedBytes);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t own = base + warp * kRows * kStride;
@@ -120,7 +122,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks) project_ker
 
 template <class Traits>
 void launch_project(const ProjectParams& p, int64_t blocks, void* stream) {
-  check(cudaFuncSetAttribute(project_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes), "preparing project");
+  check(cudaFuncSetAttribute(project_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes),
+        "preparing project");
   project_kernel<Traits><<<static_cast<unsigned>(blocks), Traits::kThreads, Traits::kSharedBytes, static_cast<cudaStream_t>(stream)>>>(p);
   check_launch("launching project");
 }
