@@ -100,7 +100,11 @@ __device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const
   const bool paged = !T::kGathered && seg.p.page_table;
   const int page_no = paged ? key / seg.p.page_size : 0, at = paged ? key - page_no * seg.p.page_size : key;
   if (lane == kAhead) {
-    w.r = r, w.q_left = 0, w.left = seg.count(r) - (kAhead - q), w.page_no = page_no, w.at = at;
+    w.r = r;
+    w.q_left = 0;
+    w.left = seg.count(r) - (kAhead - q);
+    w.page_no = page_no;
+    w.at = at;
     return;
   }
   volatile Entry& e = sm.entry(half, lane);
