@@ -104,8 +104,8 @@ def test_dense_caches(lens, seqlen_q):
 
 
 @pytest.mark.parametrize("bias_dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_bias_of_minus_infinity_hides_keys(kernel, bias_dtype):
+@pytest.mark.parametrize("chosen", KERNELS)
+def test_a_bias_of_minus_infinity_hides_keys(chosen, bias_dtype):
     """Whatever they are; one of NaN or +inf reaches its own row alone."""
     rng = np.random.default_rng(7)
     dtype = cases.numpy_dtype("bfloat16")
@@ -114,7 +114,7 @@ def test_a_bias_of_minus_infinity_hides_keys(kernel, bias_dtype):
     call["bias"][..., 5:90] = call["bias"][:, :, 17] = -np.inf
     call["key"][:, 5:20], call["key"][:, 20:40] = np.nan, np.inf
     judge = Judge(call)
-    cfg = FlashAttentionConfig(kernel=kernel)
+    cfg = FlashAttentionConfig(kernel=chosen)
     out, lse = flash_attention(**gpu.call_on(call, "torch"), return_lse=True, cfg=cfg)
     judge.check(gpu.to_numpy(out), gpu.to_numpy(lse))
     call["bias"][..., 50, 9] = np.nan
@@ -322,7 +322,7 @@ def test_few_queries_go_to_decode_sm90():
     assert reasons["forward_sm90"] == "fewer than 32 rows (queries x heads of a group) a sequence are not worth its tiles"
 
 
-@pytest.mark.parametrize(("seqlen_q", "heads_q", "kernel"), [(4, 8, "decode_sm90"), (8, 16, "forward_sm90"), (32, 4, "forward_sm90")])
-def test_heads_of_a_group_are_rows_of_a_tile(seqlen_q, heads_q, kernel):
+@pytest.mark.parametrize(("seqlen_q", "heads_q", "taken"), [(4, 8, "decode_sm90"), (8, 16, "forward_sm90"), (32, 4, "forward_sm90")])
+def test_heads_of_a_group_are_rows_of_a_tile(seqlen_q, heads_q, taken):
     report = explain(flash_attention, zeros(64, seqlen_q, heads_q, 128), zeros(64, 600, 4, 128), zeros(64, 600, 4, 128))
-    assert report["kernel"] == kernel
+    assert report["kernel"] == taken
