@@ -72,7 +72,8 @@ inline Vec<T> load_some(const char* src, int64_t count) {
 }
 
 // Calls apply(element, lanes) for `count` consecutive elements of kLanes rows: lanes[l] = row l's element. row_at(l) is the
-// address of row l's first element, load_row(p) makes kLanes elements at p a vector, Storage is their type.
+// address of row l's first element, load_row(p) makes kLanes elements at p a vector, Storage is their type; where it is T they are taken
+// as they are.
 template <class T, class Storage, class RowAt, class Load, class Apply>
 inline __attribute__((always_inline)) void for_each_transposed(RowAt row_at, int64_t stride, int64_t count, Load load_row, Apply apply) {
   constexpr int W = kLanes<T>;
