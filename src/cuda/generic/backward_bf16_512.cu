@@ -3,7 +3,7 @@
 namespace attile::cuda::generic {
 
 std::span<const BackwardInstance> backward_bf16_512() {
-  static const BackwardInstance instances[] = {backward_instance<Bf16, 0, 32, true>()};
+  static const BackwardInstance instances[] = {backward_instance<Bf16, 192, 32, true>(), backward_instance<Bf16, 0, 32, true>()};
   return instances;
 }
 

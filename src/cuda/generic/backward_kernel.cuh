@@ -140,8 +140,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_keys(const __gri
           s[0][n][e] = p_out;
           dp[0][n][e] = ds;
         }
-      values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dv, s, tiles.columns_b, kColumns, p.f.exact);
-      values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dk, dp, tiles.columns_a, kColumns, p.f.exact);
+      const uint32_t lane = lane_offset_values<Element>(Traits::kRowBytesC);
+      values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dv, s, tiles.columns_b + lane, kColumns, p.f.exact);
+      values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dk, dp, tiles.columns_a + lane, kColumns, p.f.exact);
     }
   }
   const int stored = p.f.k_lengths.packed ? count : min(p.f.k_lengths.rows, own.first + kBackwardRows),
@@ -205,7 +206,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) backward_queries(const __
         drop_non_finite<Element, kOther, kColumns>(shared + tiles.columns_a - tiles.own_a);
         __syncthreads();
       }
-      values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(dq, s, tiles.columns_a, kColumns, p.f.exact);
+      values_product<Element, 1, kOther, kColumns, false, Traits::kRowBytesC>(
+          dq, s, tiles.columns_a + lane_offset_values<Element>(Traits::kRowBytesC), kColumns, p.f.exact);
     }
   }
   const int stored = p.f.q_lengths.packed ? count : min(p.f.q_lengths.rows, own.first + kBackwardRows);

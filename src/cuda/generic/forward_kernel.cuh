@@ -4,12 +4,15 @@
 //   for tiles:  S = Q K^T;  scores;  softmax;  O = alpha O + P V
 //
 // K and V have a buffer each: V of a tile comes while its scores are computed, K of the next during softmax and P V; or two each,
-// and both come a tile ahead. S and P never leave the registers. Cost of a tile: 2 kTileM kTileN (D + Dv) operations on tensor cores,
+// and both come a tile ahead. S and P never leave the registers; P is made 16 keys at a time between the products of those before. Cost of a tile: 2 kTileM kTileN (D + Dv) operations on tensor cores,
 // kTileM kTileN exp2, kTileN (D + Dv) elements from L2.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/generic/forward_traits.hpp"
 #include "cuda/generic/softmax.cuh"
+#include "cuda/ptx/keep.cuh"
 #include "cuda/tile/product.cuh"
 #include "cuda/tile/rows.cuh"
 
@@ -29,10 +32,15 @@ __device__ __forceinline__ void clear_rows(const ForwardParams& p, const Work& w
     }
 }
 
+// In place of BiasRegisters where there are none.
+struct NoBias {
+  __device__ __forceinline__ NoBias(const ForwardParams&, const Work&, int, int) {}
+};
+
 template <class Traits>
 struct Block {
   using Element = typename Traits::Element;
-  using Keys = KeyRows<Traits::kGeneral>;
+  using Order = std::conditional_t<Traits::kBiased, Interleaved, InOrder>;
   static constexpr int kM = Traits::kM, kN = Traits::kTileN, kColumns = Traits::kDimV;
 
   const ForwardParams& p;
@@ -50,23 +58,24 @@ struct Block {
   }
   // kTileN rows from `key` on, of which `valid` bytes exist after the first `offset`.
   template <int kBytes>
-  __device__ __forceinline__ void load_keys(uint32_t to, const Keys& rows, const Tensor& t, int key, int offset, int valid) const {
-    if (t.granule == 16 && !(Traits::kGeneral && rows.table) && key + kN <= rows.end) {
+  __device__ __forceinline__ void load_keys(uint32_t to, const Tensor& t, int key, int offset, int valid) const {
+    const KeyRows<Traits::kGeneral> rows = key_rows<Traits::kGeneral>(p, w, t);
+    if (std::is_same_v<Order, InOrder> && t.granule == 16 && !(Traits::kGeneral && rows.table) && key + kN <= rows.end) {
       load_whole_rows<kN, kBytes, Traits::kThreads>(to, rows.data + key * rows.row + offset, rows.row, valid);
     } else {
       load_rows<kN, kBytes, Traits::kThreads>(to, t.granule, valid, [&](int row) -> const char* {
-        const char* at = rows.at(key + row);
+        const char* at = rows.at(key + Order::row(row));
         return at ? at + offset : nullptr;
       });
     }
   }
-  __device__ __forceinline__ void load_k(const Keys& rows, int key, int stage, int part) const {
+  __device__ __forceinline__ void load_k(int key, int stage, int part) const {
     constexpr int kBytes = Traits::kDim * Element::kBytes;
-    load_keys<kBytes>(k + stage * Traits::kKBytes, rows, p.k, key, part * kBytes, p.head_dim * Element::kBytes - part * kBytes);
+    load_keys<kBytes>(k + stage * Traits::kKBytes, p.k, key, part * kBytes, p.head_dim * Element::kBytes - part * kBytes);
   }
-  __device__ __forceinline__ void load_v(const Keys& rows, int key, int stage) const {
+  __device__ __forceinline__ void load_v(int key, int stage) const {
     constexpr int kBytes = kColumns * Element::kBytes;
-    load_keys<kBytes>(v + stage * Traits::kVBytes, rows, p.v, key, w.column_part * kBytes,
+    load_keys<kBytes>(v + stage * Traits::kVBytes, p.v, key, w.column_part * kBytes,
                       p.head_dim_v * Element::kBytes - w.column_part * kBytes);
   }
 
@@ -84,62 +93,61 @@ struct Block {
     }
   }
 
-  // biased: the warp's own rows, of one head.
-  __device__ __forceinline__ void load_warp_bias(int warp_row, int key) const {
-    constexpr int kChunks = kN / 8, kRows = 16 * kM;
-    const char* base = row_of(p.bias, w, w.head_k, w.first + warp_row, key);
-    const int rows = w.count - warp_row, bytes = (w.band.seqlen_k - key) * 2;
-#pragma unroll
-    for (int i = 0; i < kRows * kChunks / 32; ++i) {
-      const int chunk = i * 32 + threadIdx.x % 32, row = chunk / kChunks, column = chunk % kChunks * 16;
-      ptx::cp_async_16(bias + (warp_row + row) * Traits::kBiasRowBytes + column, base + row * p.bias.row + column,
-                       row < rows ? min(max(bytes - column, 0), 16) : 0);
-    }
-  }
-  // biased: the warp's rows of Q times q_scale.
-  __device__ __forceinline__ void scale_queries(int warp_row) const {
-    constexpr int kWords = Traits::kDim / 2;
-    for (int i = threadIdx.x % 32; i < 16 * kM * kWords; i += 32) {
-      const uint32_t at = q + (warp_row + i / kWords) * Traits::kRowBytes + i % kWords * 4;
-      const float2 x = Element::unpack(ptx::load_shared(at));
-      ptx::store_shared(at, Element::pack(x.x * p.q_scale, x.y * p.q_scale));
-    }
-  }
-
   // O and the state of the warp's rows, over the keys of the range. rows: of the general variant. first: the lane's first row.
   __device__ __forceinline__ void attend(const KeyRange& keys, const LaneRows<kM>& rows, int first, float (&o)[kM][kColumns / 8][4],
                                          SoftmaxState<kM>& state) const {
-    const Keys k_rows = key_rows<Traits::kGeneral>(p, w, p.k), v_rows = key_rows<Traits::kGeneral>(p, w, p.v);
     const int warp_row = threadIdx.x / 32 * 16 * kM;
-    const uint32_t q_lane = q + warp_row * Traits::kRowBytes + lane_offset_a(Traits::kRowBytes),
-                   k_lane = k + lane_offset_b(Traits::kRowBytes);
+    uint32_t q_lane = q + warp_row * Traits::kRowBytes + lane_offset_a(Traits::kRowBytes), k_lane = k + lane_offset_b(Traits::kRowBytes),
+             v_lane = v + lane_offset_values<Element>(Traits::kRowBytesV);
+    ptx::keep(q_lane), ptx::keep(k_lane), ptx::keep(v_lane);
     // The keys that some row of the warp sees, and those that all see.
     const int i0 = (w.first + min(warp_row, w.count - 1)) / p.group, i1 = (w.first + min(warp_row + 16 * kM, w.count) - 1) / p.group;
     const KeyRange some{w.band.begin(i0), warp_row < w.count ? w.band.end(i1) : 0}, all{w.band.begin(i1), w.band.end(i0)};
     const int parts = Traits::kStreamed ? (p.head_dim + Traits::kDim - 1) / Traits::kDim : 1;
     constexpr int kSteps = Traits::kDim * Element::kBytes / 32;
 
-    const bool stage_bias = Traits::kStagedBias && !Traits::kBiased && p.bias.data && p.bias.pairs;
+    const bool stage_bias = Traits::kStagedBias && p.bias.data && p.bias.pairs;
+    // Tiles of whole rows, where a thread's place in them serves them all.
+    using CopiesK = RowCopies<kN, Traits::kDim * Element::kBytes, Traits::kThreads, Order>;
+    using CopiesV = RowCopies<kN, kColumns * Element::kBytes, Traits::kThreads, Order>;
+    constexpr bool kCopies = CopiesK::kEven && CopiesV::kEven && !Traits::kStreamed;
+    const KeyRows<Traits::kGeneral> k_rows = key_rows<Traits::kGeneral>(p, w, p.k), v_rows = key_rows<Traits::kGeneral>(p, w, p.v);
+    CopiesK copies_k(k_rows.data + keys.begin * k_rows.row, k_rows.row, p.head_dim * Element::kBytes);
+    CopiesV copies_v(v_rows.data + keys.begin * v_rows.row, v_rows.row, p.head_dim_v * Element::kBytes);
+    const int whole_end = kCopies && copies_k.takes(p.k.granule, k_rows.row) && copies_v.takes(p.v.granule, v_rows.row) &&
+                                  p.column_parts == 1 && !(Traits::kGeneral && k_rows.table)
+                              ? w.band.seqlen_k
+                              : 0;
+    const auto load_tile_k = [&](int key, int stage) {
+      if (kCopies && key + kN <= whole_end) {
+        copies_k.load(k + stage * Traits::kKBytes);
+      } else {
+        load_k(key, stage, 0);
+      }
+      copies_k.next();
+    };
+    const auto load_tile_v = [&](int key, int stage) {
+      if (kCopies && key + kN <= whole_end) {
+        copies_v.load(v + stage * Traits::kVBytes);
+      } else {
+        load_v(key, stage);
+      }
+      copies_v.next();
+    };
+
     load_q(0, 0);
-    load_k(k_rows, keys.begin, 0, 0);
+    load_tile_k(keys.begin, 0);
     if (Traits::kDouble) {
-      load_v(v_rows, keys.begin, 0);
+      load_tile_v(keys.begin, 0);
       if (stage_bias) load_bias(keys.begin, 0);
     }
-    if constexpr (Traits::kBiased) {
-      load_warp_bias(warp_row, keys.begin);
-      if (p.q_scale != 1.f) {
-        ptx::cp_async_wait();
-        __syncthreads();
-        scale_queries(warp_row);
-      }
-    }
+    std::conditional_t<Traits::kBiased, BiasRegisters<kM, kN>, NoBias> next_bias(p, w, first, keys.begin);
+    if constexpr (Traits::kBiased) next_bias.load(keys.begin, w.band.seqlen_k);
     int stage = 0;
     for (int key = keys.begin; key < keys.end; key += kN) {
       const bool needed = key < some.end && key + kN > some.begin;
-      float s[kM][kN / 8][4] = {};
-
       const bool more = key + kN < keys.end;
+      float s[kM][kN / 8][4] = {};
       const auto multiply = [&](int part) {
         const int steps = (min(p.head_dim - part * Traits::kDim, Traits::kDim) * Element::kBytes + 31) / 32;
         scores_product<Element, kM, kN, kSteps, (Traits::kGeneral && Traits::kDim > 128), Traits::kRowBytes>(
@@ -149,8 +157,8 @@ struct Block {
         ptx::cp_async_wait();
         __syncthreads();
         if (more) {
-          load_k(k_rows, key + kN, stage ^ 1, 0);
-          load_v(v_rows, key + kN, stage ^ 1);
+          load_tile_k(key + kN, stage ^ 1);
+          load_tile_v(key + kN, stage ^ 1);
           if (stage_bias) load_bias(key + kN, stage ^ 1);
         }
         if (needed) multiply(0);
@@ -160,9 +168,9 @@ struct Block {
           __syncthreads();
           if (Traits::kStreamed && part + 1 < parts) {
             load_q(stage ^ 1, part + 1);
-            load_k(k_rows, key, stage ^ 1, part + 1);
+            load_k(key, stage ^ 1, part + 1);
           } else {
-            load_v(v_rows, key, 0);
+            load_tile_v(key, 0);
             if (stage_bias) load_bias(key, 0);
           }
           if (needed) multiply(part);
@@ -172,34 +180,54 @@ struct Block {
         __syncthreads();
         if (more) {
           if (Traits::kStreamed) load_q(stage, 0);
-          load_k(k_rows, key + kN, stage, 0);
+          load_tile_k(key + kN, stage);
         }
       }
-      const uint32_t values = v + (Traits::kDouble ? stage * Traits::kVBytes : 0),
+      const uint32_t values = v_lane + (Traits::kDouble ? stage * Traits::kVBytes : 0),
                      bias_rows = bias + (Traits::kStagesBias == 2 ? stage * Traits::kBiasBytes : 0) + warp_row * Traits::kBiasRowBytes;
       if (Traits::kDouble) stage ^= 1;
       if constexpr (Traits::kBiased) {
-        if (needed) add_bias_product<Element, kM, kN>(p, bias_rows, s);
-        __syncwarp();
-        if (more) load_warp_bias(warp_row, key + kN);
+        if (needed) next_bias.template add<Element>(p.scale, s);
+        if (more) next_bias.load(key + kN, w.band.seqlen_k);
       }
       if (!needed) continue;
       if constexpr (Traits::kGeneral) finish_scores<Traits::kStagedBias, kM, kN>(p, w, rows, bias_rows, key, s);
 
-      float alpha[kM][2];
       if (key < all.begin || key + kN > all.end) {
         if constexpr (Traits::kGeneral) {
           apply_band<kM, kN>(w.band, rows, key, s);
         } else {
-          apply_band<kM, kN>(w.band, LaneRows<kM>(p, w, first), key, s);
+          apply_band<kM, kN, Order>(w.band, LaneRows<kM>(p, w, first), key, s);
         }
       }
-      softmax(s, state, p.scale_log2, p.lazy, alpha);
-      if constexpr (Traits::kGeneral)
-        if (p.dropout) apply_dropout<kM, kN>(p, w, rows, key, s);
-      scale_rows(o, alpha);
-      values_product<Element, kM, kN, kColumns, (Traits::kGeneral && kColumns > 128), Traits::kRowBytesV>(
-          o, s, values, p.head_dim_v - w.column_part * kColumns, p.exact);
+      float offset[kM][2], sum[kM][2] = {};
+      if (keeps_maximum(s, state)) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) offset[m][0] = state.max[m][0], offset[m][1] = state.max[m][1];
+      } else {
+        float alpha[kM][2];
+        if constexpr (Traits::kBiased) {
+          move_maximum(s, state, p.scale_log2, p.lazy, alpha, offset, [&]() { next_bias.template mend<Element>(s, more ? 2 : 1); });
+        } else {
+          move_maximum(s, state, p.scale_log2, p.lazy, alpha, offset);
+        }
+        scale_rows(o, alpha);
+      }
+      const int columns = p.head_dim_v - w.column_part * kColumns;
+      const auto exponentials = [&](int step, int part, int parts) { exponentiate(s, sum, p.scale_log2, offset, step, part, parts); };
+      if constexpr (Traits::kGeneral || Element::kBytes == 4) {
+#pragma unroll
+        for (int step = 0; step < kN / 16; ++step) exponentials(step, 0, 1);
+        if constexpr (Traits::kGeneral)
+          if (p.dropout) apply_dropout<kM, kN>(p, w, rows, key, s);
+        values_product<Element, kM, kN, kColumns, (Traits::kGeneral && kColumns > 128), Traits::kRowBytesV>(o, s, values, columns, p.exact);
+      } else {
+        values_product<Element, kM, kN, kColumns, false, Traits::kRowBytesV>(o, s, values, columns, p.exact, exponentials);
+      }
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) state.sum[m][r] += sum[m][r];
     }
   }
 };

@@ -2,7 +2,7 @@
 #include "cuda/generic/forward_launch.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 
 #include "cuda/device.hpp"
 #include "cuda/generic/forward_instances.hpp"
@@ -20,14 +20,17 @@ constexpr int64_t kMaxSplits = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The maximum of scores before they are scaled is that of the scaled ones for a positive scale only.
-bool needs_general(const AttentionProblem& p) { return (p.options & kGeneralOptions) != 0 || !(p.softmax_scale > 0); }
+// The maximum of scores before they are scaled is that of the scaled ones for a positive scale only, and -inf times one that float32 does not
+// have is no number.
+bool needs_general(const AttentionProblem& p) {
+  return (p.options & kGeneralOptions) != 0 || !(p.softmax_scale >= std::numeric_limits<float>::min());
+}
 
-// A bias that the biased kernels take.
+// A bias that the biased kernels take: eight keys of a row are sixteen bytes, which exist together.
 bool is_simple(const AttentionProblem& p) {
   if ((p.options & kGeneralOptions) != kBias || p.bias.dtype != p.dtype || p.group != 1) return false;
   const ForwardParams f = problem_params(p);
-  return f.bias.pairs && f.bias.granule == 16;
+  return f.bias.pairs && f.bias.granule == 16 && p.bias.shape[3] % 8 == 0;
 }
 
 const ForwardInstance* find_instance(const AttentionProblem& p) {
@@ -111,10 +114,6 @@ Plan plan(const AttentionProblem& p, const Config& config, int) {
 ForwardParams params_of(const AttentionProblem& p, const ForwardInstance& instance, const Plan& plan, const Grid& g, void* workspace) {
   ForwardParams f = problem_params(p);
   f.scale_log2 = static_cast<float>((instance.variant == Variant::plain ? p.softmax_scale : 1) * 1.4426950408889634);
-  // A power of two changes no bit of a bfloat16 but its exponent.
-  int exponent = 0;
-  f.q_scale = p.dtype == DType::bf16 && std::frexp(p.softmax_scale, &exponent) == 0.5 && exponent > -32 && exponent < 32 ? f.scale : 1.f;
-  if (instance.variant == Variant::biased) f.scale /= f.q_scale;
   f.tiles = static_cast<int32_t>(g.tiles);
   f.column_parts = static_cast<int32_t>(g.column_parts);
   f.splits = static_cast<int32_t>(plan.num_splits);

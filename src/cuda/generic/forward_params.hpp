@@ -58,7 +58,6 @@ struct ForwardParams {
   int32_t page_size, page_count;
 
   float scale, scale_log2;  // softmax_scale; what takes finished scores to base 2
-  float q_scale;            // biased: what queries are multiplied by; then `scale` is the rest of softmax_scale
   float lazy;               // by how much, in base 2, scores may exceed the maximum before it moves
   int32_t left, right;      // band, at most kUnlimited
   bool bottom_right;
@@ -81,7 +80,7 @@ struct ForwardParams {
   bool dropout, unnormalized;
   uint64_t dropout_seed;
   uint32_t dropout_threshold;
-  float dropout_scale;  // 1 without dropout
+  float dropout_scale;                     // 1 without dropout
   int32_t dropout_sequence, dropout_head;  // the problem's first in the whole
 
   static constexpr int32_t kUnlimited = 1 << 30;

@@ -1,7 +1,7 @@
 // The tile table of the generic forward kernels.
 //
 //   plain     band (causal, windows), lengths, grouped heads, lse
-//   biased    plain with a bias of the inputs' type, whose rows can be copied 16 bytes at a time, and one query head for each key head
+//   biased    plain with a bias of the inputs' type, whose rows can be read 16 bytes at a time, and one query head for each key head
 //   general   every option besides, as run-time fields
 //   streamed  general, for head dims above 256: Q and K pass through shared memory in parts of 64 dims, a block has 256 (float32:
 //             128) columns of V and the parts compute the same scores
@@ -19,7 +19,8 @@ template <class Element_, Variant kVariant_, int kWarps_, int kM_, int kTileN_, 
 struct ForwardTraits {
   using Element = Element_;
   static constexpr Variant kVariant = kVariant_;
-  static constexpr bool kBiased = kVariant == Variant::biased, kGeneral = kVariant >= Variant::general, kStreamed = kVariant == Variant::streamed;
+  static constexpr bool kBiased = kVariant == Variant::biased, kGeneral = kVariant >= Variant::general,
+                        kStreamed = kVariant == Variant::streamed;
   static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps, kM = kM_, kTileM = 16 * kM * kWarps, kTileN = kTileN_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kBlocks = kBlocks_;
   static constexpr bool kDouble = kBuffers_ == 2;
@@ -30,10 +31,9 @@ struct ForwardTraits {
   static constexpr int kStagesQ = kStreamed ? 2 : 1, kStagesK = kStreamed || kDouble ? 2 : 1, kStagesV = kDouble ? 2 : 1;
   static constexpr int kQBytes = kTileM * kRowBytes, kKBytes = kTileN * kRowBytes, kVBytes = kTileN * kRowBytesV;
   static constexpr int kOperandBytes = kStagesQ * kQBytes + kStagesK * kKBytes + kStagesV * kVBytes, kMostBytes = 99 << 10;
-  // A bias of 16 bits passes through shared memory where there is room for it. biased: a warp copies its own rows when it is done with those
-  // of the tile before.
-  static constexpr int kStagesBias = kDouble && !kBiased ? 2 : 1, kBiasRowBytes = kTileN * 2 + kPadding, kBiasBytes = kTileM * kBiasRowBytes;
-  static constexpr bool kStagedBias = kBiased || (kGeneral && kOperandBytes + kStagesBias * kBiasBytes <= kMostBytes);
+  // general: a bias of 16 bits passes through shared memory where there is room for it.
+  static constexpr int kStagesBias = kDouble ? 2 : 1, kBiasRowBytes = kTileN * 2 + kPadding, kBiasBytes = kTileM * kBiasRowBytes;
+  static constexpr bool kStagedBias = kGeneral && kOperandBytes + kStagesBias * kBiasBytes <= kMostBytes;
   static constexpr int kSharedBytes = kOperandBytes + (kStagedBias ? kStagesBias * kBiasBytes : 0);
   static_assert(kSharedBytes <= kMostBytes);
 };
@@ -50,7 +50,7 @@ using Plain192 = ForwardTraits<Element, Variant::plain, 4, 1, 64, 192, 192, 2>;
 template <class Element>
 using Plain256 = ForwardTraits<Element, Variant::plain, 4, 1, 48, 256, 256, 2>;
 template <class Element>
-using Biased64 = ForwardTraits<Element, Variant::biased, 4, 1, 64, 64, 64, 4, 2>;
+using Biased64 = ForwardTraits<Element, Variant::biased, 4, 2, 64, 64, 64, 2, 2>;
 template <class Element>
 using Biased128 = ForwardTraits<Element, Variant::biased, 4, 1, 64, 128, 128, 2>;
 template <class Element>

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "cuda/generic/schedule.cuh"
+#include "cuda/ptx/global.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/tile/element.cuh"
 #include "cuda/tile/rows.cuh"
@@ -103,44 +104,57 @@ __device__ __forceinline__ void add_bias_words_of(const ForwardParams& p, const 
   });
 }
 
-// s = scale s + bias of the biased variant, from the warp's rows in shared memory on: bias as the product of 1 and itself, unless the tile has
-// a number that is not finite, which times 0 would reach other rows.
-template <class Element, int kM, int kN>
-__device__ __forceinline__ void add_bias_product(const ForwardParams& p, uint32_t bias, float (&s)[kM][kN / 8][4]) {
-  using Pair = typename Element::Pair;
-  constexpr uint32_t kRowBytes = kN * 2 + kRowPadding;
-  if (p.scale != 1.f) for_each_pair<kM, kN>([&](int m, int r, int n) { s[m][n][2 * r] *= p.scale, s[m][n][2 * r + 1] *= p.scale; });
-  const int row = threadIdx.x % 32 / 4;
-  const uint32_t diagonal = Element::pack(row == lane_column() ? 1.f : 0.f, row == lane_column() + 1 ? 1.f : 0.f);
-  const uint32_t one[4] = {diagonal, 0, 0, diagonal};
-  uint32_t b[kM][kN / 16][4];
-  Pair most = __habs2(Pair{});
+// The bias of a lane's scores in the order of Interleaved, of one head, a tile ahead in registers: sixteen bytes are eight keys of a row, which
+// exist together.
+template <int kM, int kN>
+struct BiasRegisters {
+  const char* at[kM][2];  // of the lane's rows, at its first key of the tile that is loaded next
+  uint4 words[kM][2][kN / 32];
+
+  __device__ __forceinline__ BiasRegisters(const ForwardParams& p, const Work& w, int first, int key) {
 #pragma unroll
-  for (int m = 0; m < kM; ++m)
+    for (int m = 0; m < kM; ++m)
 #pragma unroll
-    for (int n = 0; n < kN / 16; ++n) {
-      ptx::ldmatrix_x4_trans(b[m][n], bias + threadIdx.x % 16 * kRowBytes + threadIdx.x % 32 / 16 * 16 + m * 16 * kRowBytes + n * 32);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) most = __hmax2_nan(most, __habs2(reinterpret_cast<const Pair&>(b[m][n][i])));
-    }
-  const bool finite = static_cast<float>(most.x) < INFINITY && static_cast<float>(most.y) < INFINITY;
-  if (__any_sync(~0u, !finite)) {
-    const BiasWords<kM, kN> words(bias);
-    for_each_pair<kM, kN>([&](int m, int r, int n) {
-      const float2 x = Element::unpack(words.word[m][r][n]);
-      s[m][n][2 * r] = biased(s[m][n][2 * r], 1.f, x.x, false);
-      s[m][n][2 * r + 1] = biased(s[m][n][2 * r + 1], 1.f, x.y, false);
-    });
-    return;
+      for (int r = 0; r < 2; ++r)
+        at[m][r] = row_of(p.bias, w, w.head_k, w.first + max(0, min(first + 16 * m + 8 * r, w.count - 1)), key) +
+                   Interleaved::row(lane_column()) * 2;
   }
+  // The tile from `key` on.
+  __device__ __forceinline__ void load(int key, int seqlen_k) {
+    key += Interleaved::row(lane_column());
 #pragma unroll
-  for (int m = 0; m < kM; ++m)
+    for (int m = 0; m < kM; ++m)
 #pragma unroll
-    for (int n = 0; n < kN / 16; ++n) {
-      Element::mma(s[m][2 * n], one, b[m][n][0], b[m][n][1]);
-      Element::mma(s[m][2 * n + 1], one, b[m][n][2], b[m][n][3]);
-    }
-}
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int part = 0; part < kN / 32; ++part)
+          if (key + part * 32 < seqlen_k) words[m][r][part] = ptx::load_global_16(at[m][r] + part * 64);
+        at[m][r] += kN * 2;
+      }
+  }
+  // s = scale s + bias
+  template <class Element>
+  __device__ __forceinline__ void add(float scale, float (&s)[kM][kN / 8][4]) const {
+    for_each_pair<kM, kN>([&](int m, int r, int n) {
+      const uint4& four = words[m][r][n / 4];
+      const float2 x = Element::unpack(n % 4 == 0 ? four.x : n % 4 == 1 ? four.y : n % 4 == 2 ? four.z : four.w);
+      s[m][n][2 * r] = fmaf(s[m][n][2 * r], scale, x.x);
+      s[m][n][2 * r + 1] = fmaf(s[m][n][2 * r + 1], scale, x.y);
+    });
+  }
+  // A bias of -inf means unseen, also where its sum with the product is NaN. tiles: how many have been loaded since that of s, and it.
+  template <class Element>
+  __device__ __forceinline__ void mend(float (&s)[kM][kN / 8][4], int tiles) const {
+    for_each_pair<kM, kN>([&](int m, int r, int n) {
+      const char* from = at[m][r] - tiles * kN * 2 + Interleaved::row(8 * n) * 2;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& x = s[m][n][2 * r + e];
+        if (x != x && *reinterpret_cast<const typename Element::Storage*>(from + 2 * e) == (Element::kExponent | 0x8000)) x = -INFINITY;
+      }
+    });
+  }
+};
 
 template <int kM, int kN>
 __device__ __forceinline__ void add_bias_words(const ForwardParams& p, const BiasWords<kM, kN>& words, float (&s)[kM][kN / 8][4]) {
@@ -246,19 +260,19 @@ __device__ __forceinline__ void apply_segments(const ForwardParams& p, const Wor
 }
 
 // -inf outside the band.
-template <int kM, int kN>
+template <int kM, int kN, class Order = InOrder>
 __device__ __forceinline__ void apply_band(const Band& band, const LaneRows<kM>& rows, int k0, float (&s)[kM][kN / 8][4]) {
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int column0 = k0 + lane_column(), begin = band.begin(rows.position[m][r]) - column0,
+      const int column0 = k0 + Order::row(lane_column()), begin = band.begin(rows.position[m][r]) - column0,
                 end = band.end(rows.position[m][r]) - column0;
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
-          if (8 * n + e < begin || 8 * n + e >= end) s[m][n][2 * r + e] = -INFINITY;
+          if (Order::row(8 * n + e) < begin || Order::row(8 * n + e) >= end) s[m][n][2 * r + e] = -INFINITY;
     }
 }
 

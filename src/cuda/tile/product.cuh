@@ -12,6 +12,8 @@
 // truncate their sums, so the small products have sums of their own, and those of 32 dims, or of a tile's keys, are added in float32.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/tile/element.cuh"
 #include "cuda/tile/rows.cuh"
@@ -26,6 +28,13 @@ __device__ __forceinline__ uint32_t lane_offset_a(uint32_t stride) {  // 16 rows
 __device__ __forceinline__ uint32_t lane_offset_b(uint32_t stride) {  // likewise, in the order of B
   const uint32_t lane = threadIdx.x % 32;
   return (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 16;
+}
+
+// Likewise in rows of keys of values_product.
+template <class Element>
+__device__ __forceinline__ uint32_t lane_offset_values(uint32_t stride) {
+  const uint32_t lane = threadIdx.x % 32;
+  return Element::kBytes == 2 ? lane_offset_a(stride) : lane % 4 * 2 * stride + lane / 4 * 4;
 }
 
 struct Tf32Pair {
@@ -117,16 +126,22 @@ __device__ __forceinline__ void scores_product(float (&s)[kM][kN / 8][4], uint32
   }
 }
 
-// v: the tile's address, without lane offset. kTrim: of the kColumns of V compiled `columns` exist; tested every 64.
-template <class Element, int kM, int kN, int kColumns, bool kTrim, uint32_t kStride>
+// v: the tile's address, with lane offset. kTrim: of the kColumns of V compiled `columns` exist; tested every 64. make(step, part, parts): for
+// 16-bit elements, makes a part of P of 16 keys, p[..][2 step] and the next, while products of the keys before are under way.
+struct Made {
+  __device__ __forceinline__ void operator()(int, int, int) const {}
+};
+
+template <class Element, int kM, int kN, int kColumns, bool kTrim, uint32_t kStride, class Make = Made>
 __device__ __forceinline__ void values_product(float (&o)[kM][kColumns / 8][4], const float (&p)[kM][kN / 8][4], uint32_t v, int columns,
-                                               bool exact) {
+                                               bool exact, Make make = {}) {
+  static_assert(!kTrim || std::is_same_v<Make, Made>);
   if constexpr (Element::kBytes == 2) {
-    v += lane_offset_a(kStride);
     constexpr int kParts = kColumns / 16;
     uint32_t b[2][4];
     const auto load_b = [&](int i) { ptx::ldmatrix_x4_trans(b[i % 2], v + i / kParts * 16 * kStride + i % kParts * 32); };
     load_b(0);
+    make(0, 0, 1);
 #pragma unroll
     for (int step = 0; step < kN / 16; ++step) {
       uint32_t a[kM][4];
@@ -145,12 +160,11 @@ __device__ __forceinline__ void values_product(float (&o)[kM][kColumns / 8][4], 
           Element::mma(o[m][2 * n], a[m], b[i % 2][0], b[i % 2][1]);
           Element::mma(o[m][2 * n + 1], a[m], b[i % 2][2], b[i % 2][3]);
         }
+        if (step + 1 < kN / 16) make(step + 1, n, kParts);
       }
     }
   } else {
     constexpr int kPart = kColumns < 64 ? kColumns : 64;
-    const uint32_t lane = threadIdx.x % 32;
-    v += lane % 4 * 2 * kStride + lane / 4 * 4;
 #pragma unroll
     for (int part = 0; part < kColumns / kPart; ++part) {
       if (kTrim && part * kPart >= columns) break;

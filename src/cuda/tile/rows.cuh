@@ -5,11 +5,23 @@
 #include <cstdint>
 
 #include "cuda/ptx/cp_async.cuh"
+#include "cuda/ptx/global.cuh"
+#include "cuda/ptx/keep.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
 
 namespace attile::cuda {
 
 inline constexpr int kRowPadding = 16;
+
+// Which row of a tile lies in row `slot` of shared memory.
+struct InOrder {
+  static __host__ __device__ constexpr int row(int slot) { return slot; }
+};
+
+// Of keys: the four lanes of mma.sync that have a row of scores, two columns of each of four products, have eight keys side by side each.
+struct Interleaved {
+  static __host__ __device__ constexpr int row(int slot) { return (slot & ~31) | (slot & 6) << 2 | (slot >> 2 & 6) | (slot & 1); }
+};
 
 // `bytes` of a word at p, read by `granule` (4, 2 or 1) bytes at a time.
 __device__ __forceinline__ uint32_t load_word(const char* p, int bytes, int granule) {
@@ -83,5 +95,35 @@ __device__ __forceinline__ void load_whole_rows(uint32_t shared, const char* fir
     }
   }
 }
+
+// What a thread copies of tiles of kRows whole rows, one tile below the other, at multiples of 16 bytes: its place is worked out once.
+template <int kRows, int kBytes, int kThreads, class Order = InOrder>
+struct RowCopies {
+  static constexpr int kChunks = kBytes / 16, kStep = kThreads / kChunks, kStride = kBytes + kRowPadding;
+  static constexpr bool kEven = kThreads % kChunks == 0 && kRows % kStep == 0;  // a thread's chunks are below each other
+
+  const char* from;  // the thread's first chunk of the next tile
+  int32_t stride, bytes;
+  uint32_t to;
+
+  // first: of the first tile. valid: bytes of a row.
+  __device__ __forceinline__ RowCopies(const char* first, int64_t row_bytes, int valid) : stride(static_cast<int32_t>(row_bytes)) {
+    const int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks * 16;
+    from = first + Order::row(row) * row_bytes + column;
+    bytes = min(max(valid - column, 0), 16);
+    to = row * kStride + column;
+    ptx::keep(bytes), ptx::keep(to);
+  }
+  // Whether rows that begin at multiples of `granule` can be copied so.
+  static __device__ __forceinline__ bool takes(int granule, int64_t row_bytes) {
+    return granule == 16 && row_bytes == static_cast<int32_t>(row_bytes);
+  }
+  __device__ __forceinline__ void load(uint32_t shared) const {
+#pragma unroll
+    for (int i = 0; i < kRows / kStep; ++i)
+      ptx::cp_async_16(shared + to + i * kStep * kStride, i == 0 ? from : ptx::address_of(from, stride, Order::row(i * kStep)), bytes);
+  }
+  __device__ __forceinline__ void next() { from = ptx::address_of(from, stride, kRows); }
+};
 
 }  // namespace attile::cuda

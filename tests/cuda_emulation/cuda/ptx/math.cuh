@@ -8,6 +8,8 @@ inline float exp2_approx(float x) {
   return y < 0x1p-126f ? 0.f : y;
 }
 
+inline float max_nan(float x, float y) { return x != x ? x : y != y ? y : fmaxf(x, y); }
+
 inline float log2_approx(float x) { return log2f(x); }
 inline float reciprocal_approx(float x) { return 1 / x; }
 
