@@ -124,8 +124,11 @@ __device__ __forceinline__ void consume(const Params& p, SharedStorage<T>& sm) {
             s[m][n][2 * r + 1] = reshaped(p.f, s[m][n][2 * r + 1]);
           });
         if (key < seen_by_all_begin || key + T::kStep > seen_by_all_end) generic::apply_band<1, T::kStep>(w.keys.band, rows, key, s);
-        float alpha[1][2];
-        generic::softmax(s, state, p.f.scale_log2, p.f.lazy, alpha);
+        float alpha[1][2], taken[1][2], sum[1][2] = {};  // taken: from the scores in base 2
+        generic::move_maximum(s, state, p.f.scale_log2, p.f.lazy, alpha, taken);
+#pragma unroll
+        for (int step = 0; step < T::kStep / 16; ++step) generic::exponentiate(s, sum, p.f.scale_log2, taken, step, 0, 1);
+        state.sum[0][0] += sum[0][0], state.sum[0][1] += sum[0][1];
         generic::scale_rows(o, alpha);
         if (i == 0) values.wait_full();
         add_values<T>(o, s, ptx::shared_address(sm.ring[values.slot]) + offset, key, w.keys);
