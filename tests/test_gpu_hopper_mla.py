@@ -223,6 +223,24 @@ def test_against_float64(problem):
     check(decode(call), reference(call))
 
 
+SMALL = [
+    Problem(heads=8, lens=(130, 65, 0, 300), latent=64, rope=8),
+    Problem(heads=70, seqlen_q=2, lens=(130, 1, 64), latent=128, rope=64, sinks=(70, 1)),
+    Problem(heads=8, lens=(130, 65), latent=64, rope=8, page_size=1),
+    Problem(heads=16, lens=(130, 700)),
+    Problem(heads=80, lens=(130, 200), dtype="float16"),
+    Problem(lens=(130, 300), **HEAD_ROPE),
+    Problem(heads=16, lens=(130, 300), **FLOAT8),
+]
+
+
+@pytest.mark.parametrize("problem", SMALL, ids=str)
+def test_small_problems(problem):
+    """A second or two each under racecheck and memcheck; a large grid takes minutes there."""
+    call = problem.call()
+    check(decode(call), reference(call))
+
+
 @pytest.mark.parametrize("problem", GRID[::5] + DIMS[::9] + OTHERS[::6], ids=str)
 def test_against_the_generic_kernel(problem):
     """Two kernels, two errors: each may have what float64 allows it."""

@@ -26,7 +26,7 @@ struct Gather {
   __device__ __forceinline__ void ask_page(const volatile Entry& e, const Segments& seg) {
     if (e.at < 0) return;
     const int r = e.page, key = e.at + own_key();
-    if (key < seg.kv_len(r)) page = static_cast<int>(load_word(page_entry(seg, r, key / seg.p.page_size)));
+    if (key < seg.kv_len(r)) page = static_cast<int>(load_word(page_entry(seg.p, r, key / seg.p.page_size)));
   }
 
   // Half of the latents of entry m, by all threads of the warpgroup; q: the lane that issues the boxes of queries.

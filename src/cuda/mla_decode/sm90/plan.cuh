@@ -94,7 +94,7 @@ __device__ __forceinline__ int candidate(int i, int parts, int requests, int tot
 // ---- a block's plan
 
 struct PlanStorage {
-  int blocks[32], requests[32], sums[32], most[kCandidates];
+  int blocks[32], requests[32], sums[32], most[kCandidates], parts[kCandidates];
   Cut cuts[kCandidates][kMaxParts + 1];
   int prefix[kMaxBatch + 1];
 };
@@ -113,15 +113,17 @@ __device__ __forceinline__ int block_prefix(int x, int* sums) {
   return x + __reduce_add_sync(~0u, lane < warp ? sums[lane] : 0);
 }
 
-// part: this block's, in shared memory; written when the threads meet next.
-__device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part& part) {
+// own_len: the length of request threadIdx.x. part: this block's, in shared memory; written when the threads meet next.
+__device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part& part, int own_len) {
   const int t = threadIdx.x, lane = t & 31, warp = t / 32;
-  const auto blocks_of = [&](int b) { return b < p.batch ? (kv_len_of(p, b) + p.block_n - 1) / p.block_n : 0; };
+  const auto blocks_in = [&](int len) { return (len + p.block_n - 1) / p.block_n; };
+  const auto blocks_of = [&](int b) { return b < p.batch ? blocks_in(kv_len_of(p, b)) : 0; };
+  const int own = blocks_in(own_len);
 
   // How many blocks there are, and requests that have any.
-  int total = 0, requests = 0;
+  int total = own, requests = own > 0;
 #pragma unroll 1
-  for (int b = t; b < p.batch; b += kPlanThreads) {
+  for (int b = t + kPlanThreads; b < p.batch; b += kPlanThreads) {
     const int blocks = blocks_of(b);
     total += blocks, requests += blocks > 0;
   }
@@ -137,7 +139,7 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   int sum = 0;
 #pragma unroll 1
   for (int first = 0; first < p.batch; first += kPlanThreads) {
-    const int blocks = blocks_of(first + t);
+    const int blocks = first == 0 ? own : blocks_of(first + t);
     const int end = sum + block_prefix(blocks + (blocks > 0 ? begin_cost : 0), sm.sums);
     if (first + t < p.batch) sm.prefix[first + t + 1] = end;
     sum += __reduce_add_sync(~0u, lane < kPlanThreads / 32 ? sm.sums[lane] : 0);
@@ -151,6 +153,7 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   const int c = warp % kCandidates, y0 = warp / kCandidates * 32 + lane;
   {
     const int n = candidate(c, p.parts, requests, total);
+    if (t < kCandidates * 32 && lane == 0) sm.parts[c] = n;
     const Axis axis(sm.prefix, p.batch, begin_cost, n);
 #pragma unroll 1
     for (int y = y0; y <= n; y += kTeam) sm.cuts[c][y] = axis.cut(y);
@@ -165,7 +168,7 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   int best = 0;
   for (int i = 1; i < kCandidates; ++i)
     if (sm.most[i] <= sm.most[best]) best = i;
-  const int n = candidate(best, p.parts, requests, total), y = blockIdx.y;
+  const int n = sm.parts[best], y = blockIdx.y;
   const Cut* cut = sm.cuts[best];
 
   // This block's part.
@@ -175,6 +178,7 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   }
   const Cut from = cut[y], to = cut[y + 1];
   const int r1 = to.b > 0 ? to.r : to.r - 1;
+  if (t == 0 && p.page_table) touch(page_entry(p, from.r, from.b * p.block_n / p.page_size));  // the walks ask for it next
   // Each cut within a request makes one part more of it.
   static_assert(kMaxParts < kPlanThreads);
   const Cut mine = t < n ? cut[t] : Cut{-1, 0};

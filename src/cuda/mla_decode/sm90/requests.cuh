@@ -21,5 +21,11 @@ __device__ __forceinline__ int q_len_of(const Params& p, int r) {
 __device__ __forceinline__ int page_begin_of(const Params& p, int r) {
   return clamped(index_at(p.page_begin, r), 0, max(p.table_entries - 1, 0));
 }
+// Entry n of the pages of request r; of a wide one its lower half, which a page that exists fits.
+__device__ __forceinline__ const char* page_entry(const Params& p, int r, int n) {
+  int64_t at = n;
+  if (p.page_begin.data) at = min(static_cast<int64_t>(page_begin_of(p, r)) + n, static_cast<int64_t>(p.table_entries) - 1);
+  return p.page_table + r * p.table_row + at * p.table_entry;
+}
 
 }  // namespace attile::cuda::mla_sm90

@@ -12,14 +12,6 @@
 
 namespace attile::cuda::mla_sm90 {
 
-// Entry n of the pages of request r; of a wide one its lower half, which a page that exists fits.
-__device__ __forceinline__ const char* page_entry(const Segments& seg, int r, int n) {
-  const Params& p = seg.p;
-  int64_t at = n;
-  if (p.page_begin.data) at = min(static_cast<int64_t>(page_begin_of(p, r)) + n, static_cast<int64_t>(p.table_entries) - 1);
-  return p.page_table + r * p.table_row + at * p.table_entry;
-}
-
 template <class T>
 __device__ __forceinline__ void walk_next_request(volatile Walk& w, const Segments& seg) {
   do {
@@ -58,7 +50,7 @@ __device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const 
   if (T::kGathered || !seg.p.page_table)
     e.page = w.r;
   else
-    ptx::cp_async_4(ptx::shared_address(&entry.page), page_entry(seg, w.r, w.page_no), 4);
+    ptx::cp_async_4(ptx::shared_address(&entry.page), page_entry(seg.p, w.r, w.page_no), 4);
   w.at = w.at + T::kN;
   if (!T::kGathered && w.at >= seg.p.page_size) {
     w.at = 0;
@@ -112,7 +104,7 @@ __device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const
   if (lane < q || !paged)
     e.page = r;
   else
-    ptx::cp_async_4(ptx::shared_address(&sm.entries[half][lane].page), page_entry(seg, r, page_no), 4);
+    ptx::cp_async_4(ptx::shared_address(&sm.entries[half][lane].page), page_entry(seg.p, r, page_no), 4);
 }
 
 }  // namespace attile::cuda::mla_sm90

@@ -25,6 +25,7 @@ inline void cp_async_arrive(uint32_t bar) {
   emulation::barrier_arrive(bar, 0);
 }
 
+inline void touch(const void*) {}
 inline void prefetch_l2(const void*) {}
 
 inline uint32_t e4m3_to_f16(uint16_t two) {
