@@ -21,7 +21,7 @@ struct ForwardLayout {
   int64_t lanes, rows, columns, k_rows, v_row;  // rows and columns (head_dim_v) as padded
   size_t element;
   size_t max, sum, out, state_bytes;  // of a BlockState, from its start
-  size_t queries, q, k, v, scores, probabilities, tops, ids, state, worker_bytes;
+  size_t queries, q, k, v, scores, probabilities, tops, bias, ids, state, worker_bytes;
   size_t items, parts, workers, hook_units, hook_workers, total;
 
   ForwardLayout(const ForwardIsa& isa, const AttentionProblem& p, int64_t block_q, int64_t block_k, int64_t item_count, int64_t part_count,
@@ -54,14 +54,15 @@ struct ForwardLayout {
       k = take(up(p.head_dim, step) * up(block_k, step) * bytes);
       v = take(up(p.head_dim_v, step) * up(block_k, step) * bytes);
       scores = take(2 * kTileGroup * panel * element);
-      probabilities = take(2 * up(block_k, step) * panel * bytes);
+      probabilities = take(up(block_k, step) * panel * bytes);
       tops = take(rows * element);
+      bias = take(p.bias.dtype == DType::bf16 && p.dtype == DType::bf16 ? bias_tile_bytes(up(block_k, step)) : 0);
     } else {
       q = take(rows * p.head_dim * element);
       k = take(up(p.head_dim, kChunk) * k_rows * element);
       v = take(block_k * v_row * element);
       scores = take(up(block_k, isa.block_step) * panel * element);
-      probabilities = tops = at;
+      probabilities = tops = bias = at;
     }
     ids = take(block_k * sizeof(int64_t));
     state = take(state_bytes);

@@ -19,10 +19,11 @@
 
 namespace attile::ATTILE_ISA {
 
-inline constexpr int kTileLanes = 32;                      // query rows of a step: two tiles side by side
-inline constexpr int kStepBytes = 2 * kTileBytes;          // of one part of A or B
-inline constexpr int kTileStep = 32;                       // elements of the sum that a step takes
-inline constexpr int kLaneRowBytes = kTileLanes * 4;       // of C
+inline constexpr int kTileLanes = 32;                 // query rows of a step: two tiles side by side
+inline constexpr int kStepBytes = 2 * kTileBytes;     // of one part of A or B
+inline constexpr int kTileStep = 32;                  // elements of the sum that a step takes
+inline constexpr int kLaneRowBytes = kTileLanes * 4;  // of C
+inline constexpr int kTileRowFloats = kTileRowBytes / 4;
 
 // Which parts of A and B meet, neighbours sharing one; small products first. kEvery: of two parts all four, exact for float16.
 template <int kParts, bool kEvery>
@@ -62,37 +63,54 @@ inline __attribute__((always_inline)) void product_step(const char* a, const cha
   if constexpr (kProduct + 1 < Products::kCount) product_step<kParts, kEvery, kRows, kProduct + 1>(a, b);
 }
 
-// C (+)= A B over `steps`; kRows tiles of A, 1 or 2. `between` is called after every step: vector work that the dots' time covers.
-template <int kParts, bool kEvery, int kRows, bool kAdd, class Between>
-inline __attribute__((always_inline)) void tile_product(const char* a, const char* b, int64_t steps, float* c, Between between) {
-  constexpr int kQuarter = kTileRowBytes / 4, kLower = kTileRows * kTileLanes;
-  if constexpr (kAdd) {
-    tile_load<0>(c, kLaneRowBytes);
-    tile_load<1>(c + kQuarter, kLaneRowBytes);
-    if constexpr (kRows > 1) {
-      tile_load<2>(c + kLower, kLaneRowBytes);
-      tile_load<3>(c + kLower + kQuarter, kLaneRowBytes);
-    }
-  } else {
-    tile_zero<0>();
-    tile_zero<1>();
-    if constexpr (kRows > 1) {
-      tile_zero<2>();
-      tile_zero<3>();
-    }
+// C's registers, kRows tiles of A by two of B: zeros, what lies at c, and back there.
+template <int kRows>
+inline __attribute__((always_inline)) void zero_product() {
+  tile_zero<0>();
+  tile_zero<1>();
+  if constexpr (kRows > 1) {
+    tile_zero<2>();
+    tile_zero<3>();
   }
+}
+
+template <int kRows>
+inline __attribute__((always_inline)) void load_product(const float* c) {
+  tile_load<0>(c, kLaneRowBytes);
+  tile_load<1>(c + kTileRowFloats, kLaneRowBytes);
+  if constexpr (kRows > 1) {
+    tile_load<2>(c + kTileRows * kTileLanes, kLaneRowBytes);
+    tile_load<3>(c + kTileRows * kTileLanes + kTileRowFloats, kLaneRowBytes);
+  }
+}
+
+template <int kRows>
+inline __attribute__((always_inline)) void store_product(float* c) {
+  tile_store<0>(c, kLaneRowBytes);
+  tile_store<1>(c + kTileRowFloats, kLaneRowBytes);
+  if constexpr (kRows > 1) {
+    tile_store<2>(c + kTileRows * kTileLanes, kLaneRowBytes);
+    tile_store<3>(c + kTileRows * kTileLanes + kTileRowFloats, kLaneRowBytes);
+  }
+}
+
+// C's registers += A B over `steps`. `between` is called after every step: vector work that the dots' time covers.
+template <int kParts, bool kEvery, int kRows, class Between>
+inline __attribute__((always_inline)) void continue_product(const char* a, const char* b, int64_t steps, Between between) {
   for (int64_t i = 0; i < steps; ++i) {
     product_step<kParts, kEvery, kRows>(a, b);
     a += kParts * kStepBytes;
     b += kParts * kStepBytes;
     between();
   }
-  tile_store<0>(c, kLaneRowBytes);
-  tile_store<1>(c + kQuarter, kLaneRowBytes);
-  if constexpr (kRows > 1) {
-    tile_store<2>(c + kLower, kLaneRowBytes);
-    tile_store<3>(c + kLower + kQuarter, kLaneRowBytes);
-  }
+}
+
+// C (+)= A B.
+template <int kParts, bool kEvery, int kRows, bool kAdd, class Between>
+inline __attribute__((always_inline)) void tile_product(const char* a, const char* b, int64_t steps, float* c, Between between) {
+  kAdd ? load_product<kRows>(c) : zero_product<kRows>();
+  continue_product<kParts, kEvery, kRows>(a, b, steps, between);
+  store_product<kRows>(c);
 }
 
 }  // namespace attile::ATTILE_ISA

@@ -3,15 +3,15 @@
 //
 //   p_j = 2^(c s_j - base),   base an integer, at least the row's maximum so far less kSlack
 //
-// A power of two as base keeps every rescaling exact. base follows the maximum only when that has grown by more than 2^kSlack: p is
-// at most 2^kSlack then, as precise as ever, and O is nearly never rescaled. A group is done with the base at hand; when p turns out
-// too large, base is raised and the group done again.
+// A power of two as base keeps every rescaling exact. base does not follow the maximum until a group's p sum to more than 2^kSlack in some
+// row: p is at most that then, as precise as ever, and O is nearly never rescaled. A group is done with the base at hand; when p turns out
+// too large, base is raised to the maximum and the group done again.
 //
 // x = c s - base is one fma; vreduce takes x - floor(x), vscalef multiplies by 2^floor(x), and does at once what else would be a
 // clamp, a shift and a multiplication: -inf gives 0, and so does what lies below 2^-126 where subnormals are flushed. The polynomial
 // of 2^r, 0 <= r < 1, has the degree that out wants: 3 (relative error 7.5e-5) where p is rounded to bfloat16, 4 (2.7e-6) for
 // float16. The accurate form, 6 terms as elsewhere on |r| <= 1/2, is float32's and everybody's where lse is asked for, which sums
-// unrounded p. Quick: 9.5 instructions of the vector units for 16 scores, two of them a cycle.
+// unrounded p. Quick: 9 instructions of the vector units for 16 scores, two of them a cycle.
 #pragma once
 
 #include "cpu/amx/pack.hpp"
@@ -19,7 +19,7 @@
 
 namespace attile::ATTILE_ISA {
 
-inline constexpr int kGroup = kTileGroup, kStepPairs = kTileStep / 2;
+inline constexpr int kStepPairs = kTileStep / 2;
 inline constexpr int kAccurate = 6;  // degree
 inline constexpr float kSlack = 8;
 // Beyond this in base 2 the exponent loses digits, and cpu/forward/softmax.hpp takes over.
@@ -27,27 +27,27 @@ inline constexpr float kLargestBase = 0x1p20f;
 
 inline Vec<float> fraction_of(Vec<float> x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 
-// 2^x
-template <int kDegree>
-inline __attribute__((always_inline)) Vec<float> power_of_two(Vec<float> x) {
+// 2^x, kAtOnce of them step by step: a core whose scheduler is shared does not overlap chains that follow one another.
+template <int kDegree, int kAtOnce>
+inline __attribute__((always_inline)) void powers_of_two(Vec<float> (&x)[kAtOnce]) {
   const auto of = [](float c) { return broadcast<float>(c); };
-  if constexpr (kDegree == kAccurate) {
-    constexpr int kTerms = Exp2<float>::kTerms;
-    const Vec<float> r = nearest_fraction_of(x);
-    Vec<float> q = of(Exp2<float>::kQ[kTerms - 1]);
-#pragma GCC unroll 8
-    for (int i = kTerms - 2; i >= 0; --i) q = fma(q, r, of(Exp2<float>::kQ[i]));
-    return scale_by_power(fma(q, r, of(1)), x - r);
-  } else {
-    static constexpr float kCubic[] = {0.9999252186f, 0.6958335405f, 0.2260671554f, 0.07802452266f};
-    static constexpr float kQuartic[] = {1.000002593f, 0.6930038345f, 0.2414427569f, 0.05201146062f, 0.01353416791f};
-    constexpr const float* c = kDegree == 3 ? kCubic : kQuartic;
-    const Vec<float> r = fraction_of(x);
-    Vec<float> q = of(c[kDegree]);
+  static constexpr float kCubic[] = {0.9999252186f, 0.6958335405f, 0.2260671554f, 0.07802452266f};
+  static constexpr float kQuartic[] = {1.000002593f, 0.6930038345f, 0.2414427569f, 0.05201146062f, 0.01353416791f};
+  constexpr bool kIsAccurate = kDegree == kAccurate;
+  constexpr const float* c = kIsAccurate ? Exp2<float>::kQ : kDegree == 3 ? kCubic : kQuartic;
+  constexpr int kLast = kIsAccurate ? Exp2<float>::kTerms - 1 : kDegree;
+  Vec<float> r[kAtOnce], q[kAtOnce];
 #pragma GCC unroll 4
-    for (int i = kDegree - 1; i >= 0; --i) q = fma(q, r, of(c[i]));
-    return scale_by_power(q, x);
+  for (int n = 0; n < kAtOnce; ++n) r[n] = kIsAccurate ? nearest_fraction_of(x[n]) : fraction_of(x[n]);
+#pragma GCC unroll 4
+  for (int n = 0; n < kAtOnce; ++n) q[n] = fma(of(c[kLast]), r[n], of(c[kLast - 1]));
+#pragma GCC unroll 8
+  for (int i = kLast - 2; i >= 0; --i) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kAtOnce; ++n) q[n] = fma(q[n], r[n], of(c[i]));
   }
+#pragma GCC unroll 4
+  for (int n = 0; n < kAtOnce; ++n) x[n] = kIsAccurate ? scale_by_power(fma(q[n], r[n], of(1)), x[n] - r[n]) : scale_by_power(q[n], x[n]);
 }
 
 // Two keys' p as bfloat16, the nearer, of two equally near the larger: four instructions, a conversion and a permutation take a cycle
@@ -59,22 +59,19 @@ inline __attribute__((always_inline)) Vec<float> round_pair(Vec<float> even, Vec
   return (Vec<float>)_mm512_mask_blend_epi16(kOddHalves, (__m512i)low, (__m512i)high);
 }
 
-// Two keys' p, rounded to parts in turn. Returns the first.
+// Two keys' p, rounded to parts in turn.
 template <int kParts>
-inline __attribute__((always_inline)) Words store_pair(Vec<float> even, Vec<float> odd, char* to) {
-  Words first;
+inline __attribute__((always_inline)) void store_pair(Vec<float> even, Vec<float> odd, char* to) {
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
     const Vec<float> pair = round_pair(even, odd);
     const Words bits = bit_cast<Words>(pair);
     store(to + i * kStepBytes, pair);
-    if (i == 0) first = bits;
     if (i + 1 < kParts) {
       even -= bit_cast<Vec<float>>(bits << 16);
       odd -= bit_cast<Vec<float>>(bits & 0xFFFF0000u);
     }
   }
-  return first;
 }
 
 // s: [keys][32 rows] float32 -> p: [step][part][2][16][16 rows][2], keys a multiple of 32
@@ -84,15 +81,13 @@ class GroupSoftmax {
   static constexpr bool kQuick = kDegree != kAccurate;
   Vec<float> sum[2], top[2];  // of the keys done; top, the largest scores, in the accurate form alone
 
-  inline __attribute__((always_inline)) GroupSoftmax()
-      : sum{}, top{}, largest_{}, shift_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
+  inline __attribute__((always_inline)) GroupSoftmax() : sum{}, top{}, shift_{}, factor_{}, s_(nullptr), p_(nullptr), pairs_(0) {}
 
   inline __attribute__((always_inline)) void begin(const float* s, char* p, int64_t keys, const Vec<float> (&base)[2], float c) {
     s_ = s;
     p_ = p;
     pairs_ = keys / 2;
     factor_ = broadcast<float>(c);
-    largest_ = Words{};
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
       shift_[n] = base[n] == -kInfinity<float> ? Vec<float>{} : Vec<float>{} - base[n];
@@ -104,28 +99,29 @@ class GroupSoftmax {
   // The next pairs of keys, at most `count`.
   inline __attribute__((always_inline)) void advance(int64_t count) {
     for (; count > 0 && pairs_ > 0; --count, --pairs_) {
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n) {
-        const Vec<float> even = load<Vec<float>>(s_ + n * 16), odd = load<Vec<float>>(s_ + kTileLanes + n * 16);
-        if constexpr (!kQuick) top[n] = max(odd, max(even, top[n]));
-        const Vec<float> p_even = power(even, n), p_odd = power(odd, n);
-        sum[n] += p_even;
-        sum[n] += p_odd;
-        const Words pair = store_pair<kParts>(p_even, p_odd, p_ + n * kTileBytes);
-        if constexpr (kQuick) largest_ = (Words)_mm512_max_epu16((__m512i)largest_, (__m512i)pair);
+      Vec<float> p[4];  // of the even key's rows, then of the odd one's
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const Vec<float> s = load<Vec<float>>(s_ + i * 16);
+        if constexpr (!kQuick) top[i % 2] = max(s, top[i % 2]);
+        p[i] = fma(s, factor_, shift_[i % 2]);
       }
+      powers_of_two<kDegree, 4>(p);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sum[i % 2] += p[i];
+#pragma GCC unroll 2
+      for (int n = 0; n < 2; ++n) store_pair<kParts>(p[n], p[n + 2], p_ + n * kTileBytes);
       s_ += 2 * kTileLanes;
       p_ += pairs_ % kStepPairs == 1 ? kParts * kStepBytes - (kStepPairs - 1) * kTileRowBytes : kTileRowBytes;
     }
   }
   inline __attribute__((always_inline)) void finish() { advance(pairs_); }
 
-  // Whether some p is above 2^kSlack, or no number; +inf is.
+  // Whether some p may be above 2^kSlack, or is no number; +inf is.
   inline __attribute__((always_inline)) bool outgrown() const {
     if constexpr (kQuick) {
-      constexpr short kLimit = 0x4380;  // 2^8 as bfloat16
-      static_assert(kSlack == 8);
-      return _mm512_cmpgt_epu16_mask((__m512i)largest_, _mm512_set1_epi16(kLimit)) != 0;
+      const Vec<float> most = broadcast<float>(1 << static_cast<int>(kSlack));
+      return lanes_of((sum[0] <= most) & (sum[1] <= most)) != 0xFFFF;
     } else {
       return lanes_of((fma(top[0], factor_, shift_[0]) > kSlack) | (fma(top[1], factor_, shift_[1]) > kSlack)) != 0;
     }
@@ -134,26 +130,24 @@ class GroupSoftmax {
   // In place, and nothing but p and sum.
   inline __attribute__((always_inline)) void in_place(float* s, int64_t keys) {
     for (int64_t j = 0; j < keys; ++j) {
+      Vec<float> p[2];
+#pragma GCC unroll 2
+      for (int n = 0; n < 2; ++n) p[n] = fma(load<Vec<float>>(s + n * 16), factor_, shift_[n]);
+      powers_of_two<kDegree, 2>(p);
 #pragma GCC unroll 2
       for (int n = 0; n < 2; ++n) {
-        const Vec<float> p = power(load<Vec<float>>(s + n * 16), n);
-        sum[n] += p;
-        store(s + n * 16, p);
+        sum[n] += p[n];
+        store(s + n * 16, p[n]);
       }
       s += kTileLanes;
     }
   }
 
  private:
-  Words largest_;  // of the first parts of p
   Vec<float> shift_[2], factor_;
   const float* s_;
   char* p_;
   int64_t pairs_;
-
-  inline __attribute__((always_inline)) Vec<float> power(Vec<float> s, int n) const {
-    return power_of_two<kDegree>(fma(s, factor_, shift_[n]));
-  }
 };
 
 // The largest score of every row of a group.

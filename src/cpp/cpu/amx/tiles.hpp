@@ -4,7 +4,7 @@
 //   c[m][n]             +=  sum_k a[m][2 k] b[k][n][0]  +  sum_k a[m][2 k + 1] b[k][n][1]
 //
 // so A is row-major as it lies in memory, and B holds pairs of neighbouring rows of the matrix. Rows may lie any number of bytes
-// apart. Subnormals are zero, whatever the MXCSR says; rounding is to nearest even. A tile dot takes 16 cycles (1024 multiply-adds a
+// apart. Subnormals are zero, whatever the MXCSR says; rounding is to nearest even. A tile dot takes 16 cycles (512 multiply-adds a
 // cycle), a load from L1 8, a store 16. An input register that is loaded again while its last dot waits stalls both: take turns.
 //
 // A TileScope shapes the registers, for this thread, and gives them back; everything below happens within one.

@@ -25,17 +25,17 @@ inline void prefetch_row(const Unit& u, char* row) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1, 3);
 }
 
-// out = O / sum (0 where nothing was seen), lse = ln(2) max + ln(sum).
+// out = O / sum (0 where nothing was seen), lse = ln(2) max + ln(sum), of rows [begin, end); begin a multiple of a vector.
 template <class T>
-inline void write_rows(const Unit& u, const BlockState& state) {
+inline void write_rows(const Unit& u, const BlockState& state, int64_t begin, int64_t end) {
   constexpr int W = kLanes<T>;
-  for (int64_t first = 0; first < u.count; first += W) {
+  for (int64_t first = begin; first < end; first += W) {
     const PanelState<T> from = panel_state<T>(u, state, first / kPanel<T>);
-    const int64_t lane = first % kPanel<T>, here = u.count - first < W ? u.count - first : W;
+    const int64_t lane = first % kPanel<T>, here = end - first < W ? end - first : W;
     const QueryRow* rows = u.rows + first;
     const Vec<T> sum = load<Vec<T>>(from.sum + lane), one = broadcast<T>(1);
     const Vec<T> factor = u.normalize ? one / (sum == Vec<T>{} ? one : sum) : one;
-    for (int64_t r = first + W; r < first + 2 * W && r < u.count; ++r) prefetch_row(u, u.rows[r].out);
+    for (int64_t r = first + W; r < first + 2 * W && r < end; ++r) prefetch_row(u, u.rows[r].out);
     with_input_format<T>(u.dtype, [&](auto format) {
       using Format = decltype(format);
       constexpr int64_t kSize = sizeof(typename Format::Storage);
@@ -65,6 +65,11 @@ inline void write_rows(const Unit& u, const BlockState& state) {
       store(rows[l].lse, static_cast<T>(max * kLn2<double> + __builtin_log(total)));
     }
   }
+}
+
+template <class T>
+inline void write_rows(const Unit& u, const BlockState& state) {
+  write_rows<T>(u, state, 0, u.count);
 }
 
 // Joins parts into the first, in their order.

@@ -18,6 +18,8 @@ inline constexpr int kPanelVectors = 2;
 inline constexpr int kChunk = 16;
 // Keys of which kernels on tiles hold scores at a time.
 inline constexpr int kTileGroup = 64;
+// Of a panel's bfloat16 bias as tiles, and of two marks for each group of keys.
+inline constexpr int64_t bias_tile_bytes(int64_t block_k) { return block_k * 32 * 2 + (block_k / kTileGroup + 1) * 2; }
 
 struct QueryRow {
   const char* q;
@@ -58,6 +60,7 @@ struct UnitScratch {
   // Of kernels on tiles (cpu/amx), which lay out q, k, v and scores their own way.
   void* probabilities;
   void* tops;  // [rows]
+  void* bias;  // of a panel, where it goes through tiles
 };
 
 // Makes rows of K and V that lie nowhere in memory: rows [begin, end) at unit.k and unit.v, over those of the call before.
