@@ -78,8 +78,9 @@ __device__ __noinline__ void walk_steps(volatile Walk& w, Entry* entries, const 
   for (int i = from; i < to; ++i) walk_step<T>(w, entries[i], seg);
 }
 
+// The first entries, all of them or kFirst, by a warp.
 template <class T>
-__device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const Segments& seg) {  // by a warp
+__device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const Segments& seg) {
   volatile Walk& w = sm.walk[half];
   const int lane = threadIdx.x & 31, r = seg.part.r0;
   if (!walks_at_once(seg)) {
