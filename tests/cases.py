@@ -311,6 +311,8 @@ def edge_cases():
             "large_scores": options(softmax_scale=40.0),
             "negative_scale": options(softmax_scale=-1.5),
             "zero_scale": options(softmax_scale=0.0),
+            "tiny_scale": {"attention_mask": (1, 1)} | options(softmax_scale=1e-30, causal=True),
+            "subnormal_scale": {"bias": (1, 1)} | options(softmax_scale=1e-42, causal=True),
             "many_sinks": {"sinks": (2, 130)},
             "one_sink_for_all": {"sinks": (1, 1)},
             "sink_list_for_all": {"sinks": (3,)},

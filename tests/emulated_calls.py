@@ -130,23 +130,27 @@ def hopper_float8(pattern):
     every(["bfloat16", "float32"], lambda dtype: tests.test_a_bias_of_minus_infinity_hides_keys("forward_sm90", dtype))
 
 
-def run_with_infinite_bias(case):
-    """A bias of -inf is a mask, one of NaN or +inf reaches its own row alone."""
-    call = case.arrays()
+def run_with_infinite_bias(case, kernel):
+    """A bias of -inf hides its key whatever that is, one of NaN or +inf reaches its own row alone."""
+    call, cfg = case.arrays(), FlashAttentionConfig(kernel=kernel)
     call["bias"][..., 3, 5:90] = -np.inf
     call["bias"][..., 17, :] = -np.inf
+    call["bias"][..., 95:130] = -np.inf
+    call["key"][:, 95:110], call["key"][:, 110:130] = np.nan, np.inf
     call["bias"][..., 40, 7] = np.finfo(np.float32).max if case.dtype == "float32" else 60000
     judge = Judge(call)
-    out, lse = attile.flash_attention(**on(call), return_lse=True)
+    out, lse = attile.flash_attention(**on(call), return_lse=True, cfg=cfg)
     judge.check(out.get(), lse.get())
     call["bias"][..., 50, 9] = np.nan
-    broken = attile.flash_attention(**on(call)).get().astype(np.float32)
+    broken = attile.flash_attention(**on(call), cfg=cfg).get().astype(np.float32)
     assert np.isnan(broken[:, 50]).all()
     np.testing.assert_array_equal(np.delete(broken, 50, 1), np.delete(out.get().astype(np.float32), 50, 1))
 
 
 def infinite_bias():
-    every([case for case in matching("biased.*-full", LARGER) + matching("larger64-bfloat16-bias$", LARGER)], run_with_infinite_bias)
+    chosen = matching("biased.*-full", LARGER) + matching("larger64-bfloat16-bias$", LARGER)
+    taken = [case for case in chosen if takes("forward_sm90", **on(case.arrays()))]
+    every([(case, GENERIC) for case in chosen] + [(case, "forward_sm90") for case in taken], lambda both: run_with_infinite_bias(*both))
 
 
 def forward(pattern):

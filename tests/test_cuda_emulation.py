@@ -169,7 +169,7 @@ MERGE = "  sync_consumers<T>();\n#pragma unroll 1\n  for (int i = threadIdx.x; i
         ("generic/forward_kernel.cuh", WAIT, WAIT.replace("ptx::cp_async_wait();", ""), "forward('bfloat16|edge-dims')"),
         ("tile/product.cuh", "return lane % 16 * stride + lane / 16 * 16;", "return lane % 16 * stride;", "forward('bfloat16')"),
         ("generic/backward_kernel.cuh", "    __syncthreads();  // the tile before is done with\n", "", "backward('larger64-bfloat16', deterministic=True)"),
-        ("generic/scores.cuh", "const uint32_t one[4] = {diagonal, 0, 0, diagonal};", "const uint32_t one[4] = {diagonal};", "forward('biased')"),
+        ("generic/scores.cuh", "at[m][r] += kN * 2;", "", "forward('biased')"),
         ("generic/backward_joint.cuh", JOINT, JOINT.replace("__syncthreads();", ""), "backward('larger64-bfloat16')"),
         ("forward/sm90/kernel.cuh", PRODUCT, PRODUCT.replace("ptx::wgmma_wait<1>();", ""), HOPPER),
         ("forward/sm90/kernel.cuh", RING, RING.replace("v_ring.wait_full();", ""), HOPPER),

@@ -226,7 +226,8 @@ inline bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x) !=
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint32_t __float_as_uint(float x) { return emulation::bits<uint32_t>(x); }
-inline int32_t __float_as_int(float x) { return emulation::bits<int32_t>(x); }
+// Whose arithmetic makes one NaN only, without a sign.
+inline int32_t __float_as_int(float x) { return x != x ? 0x7fffffff : emulation::bits<int32_t>(x); }
 inline float __uint_as_float(uint32_t x) { return emulation::bits<float>(x); }
 inline long long __double_as_longlong(double x) { return emulation::bits<long long>(x); }
 inline double __longlong_as_double(long long x) { return emulation::bits<double>(x); }

@@ -91,7 +91,7 @@ __device__ __forceinline__ void exponentiate(float (&s)[kM][kN][4], float (&sum)
 }
 
 // Whether no score of the warp's tile moves a maximum: then nothing needs to be known of the tile's own maxima. As integers floats of which one
-// is at least 0 compare as they are, and three at a time.
+// is at least 0 compare as they are, and three at a time; NaN, which arithmetic makes without a sign, is the largest.
 template <int kM, int kN>
 __device__ __forceinline__ bool keeps_maximum(const float (&s)[kM][kN][4], const SoftmaxState<kM>& state) {
   bool moves = false;
@@ -146,7 +146,7 @@ __device__ __forceinline__ void move_maximum(float (&s)[kM][kN][4], SoftmaxState
     for (int m = 0; m < kM; ++m)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (!(top[m][r] > -INFINITY)) continue;
+        if (!(top[m][r] > -INFINITY && fabsf(offset[m][r]) > kSteep)) continue;
 #pragma unroll
         for (int n = 0; n < kN; ++n) s[m][n][2 * r] -= top[m][r], s[m][n][2 * r + 1] -= top[m][r];
         if (top[m][r] != INFINITY) offset[m][r] = fminf(fmaxf(offset[m][r], -kLargest), kLargest);
