@@ -144,10 +144,12 @@ class TileAttention {
 
   // Before a tile's first product: what else is asked for and made beside the visits before.
   __attribute__((noinline)) void prepare(const Visit* first, const Visit* second) {
-    for (const Visit* visit : {first, second}) {
-      if (visit && visit->begins)
-        prefetch_rows([rows = visit->rows](int64_t l) { return rows[l].q; }, 0, kTileLanes, u.head_dim * kElementBytes<kParts>);
-    }
+    const auto ask_for_queries = [this](const Visit* visit) {
+      if (visit == nullptr || !visit->begins) return;
+      prefetch_rows([rows = visit->rows](int64_t l) { return rows[l].q; }, 0, kTileLanes, u.head_dim * kElementBytes<kParts>);
+    };
+    ask_for_queries(first);
+    ask_for_queries(second);
     if (first->begins) pack_queries(*first);
     make_bias(nullptr, first);
   }

@@ -32,7 +32,7 @@ inline Chunk<kParts> split(Vec<float> low, Vec<float> high) {
     constexpr uint32_t kUpper = 0xFFFF0000u;
     const auto part_of = [](Vec<float> x, Vec<float> rounded) {
       const Vec<float> cut = bit_cast<Vec<float>>(bit_cast<VecN<uint32_t, 16>>(x) & kUpper);
-      return (rounded - rounded == rounded - rounded) | (x != x) ? rounded : cut;
+      return ((rounded - rounded == rounded - rounded) | (x != x)) ? rounded : cut;
     };
     Halves rounded = make_halves(low, high);
     Vec<float> a = low_floats(rounded), b = high_floats(rounded);

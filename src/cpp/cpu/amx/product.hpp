@@ -28,19 +28,19 @@ inline constexpr int kTileRowFloats = kTileRowBytes / 4;
 // Which parts of A and B meet, neighbours sharing one; small products first. kEvery: of two parts all four, exact for float16.
 template <int kParts, bool kEvery>
 struct PartProducts {
-  static constexpr int kCount = 1, kA[] = {0}, kB[] = {0};
+  static constexpr int kCount = 1, kA[kCount] = {0}, kB[kCount] = {0};
 };
 template <>
 struct PartProducts<2, false> {
-  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 0, 1};
+  static constexpr int kCount = 3, kA[kCount] = {1, 0, 0}, kB[kCount] = {0, 0, 1};
 };
 template <>
 struct PartProducts<2, true> {
-  static constexpr int kCount = 4, kA[] = {1, 1, 0, 0}, kB[] = {1, 0, 0, 1};
+  static constexpr int kCount = 4, kA[kCount] = {1, 1, 0, 0}, kB[kCount] = {1, 0, 0, 1};
 };
 template <bool kEvery>
 struct PartProducts<3, kEvery> {
-  static constexpr int kCount = 6, kA[] = {2, 1, 1, 0, 0, 0}, kB[] = {0, 0, 1, 1, 0, 2};
+  static constexpr int kCount = 6, kA[kCount] = {2, 1, 1, 0, 0, 0}, kB[kCount] = {0, 0, 1, 1, 0, 2};
 };
 
 // Registers: C 0 to 3 (two rows of A's tiles by two of B's), A 4 and 5, B 6 and 7.
