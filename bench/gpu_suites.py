@@ -35,6 +35,8 @@ def forward_suite():
         heads = COLUMNS // head_dim
         case = square(4096, head_dim, bias=(1, heads, 4096, 4096))
         yield GpuAttention(id=f"bf16-d{head_dim}-bias1HSS-s4096", case=case, rivals=masked)
+        if head_dim == 64:
+            yield GpuAttention(id="bf16-d64-bias1HSS-s4096-generic", case=case, kernel="forward_generic_sm80", rivals=masked)
     yield GpuAttention(id="bf16-d128-documents4-s4096", case=square(4096, 128), documents=4)
     yield GpuAttention(id="bf16-d128-window1024-s4096", case=square(4096, 128, options=CAUSAL | {"sliding_window": (1023, 0)}))
     yield GpuAttention(id="fp32-d64-full-s4096", case=square(4096, 64, dtype="float32"), rivals=("sdpa-math", "sdpa-efficient"))
