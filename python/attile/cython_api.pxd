@@ -189,6 +189,39 @@ cdef extern from "attile/attile.h" nogil:
         int32_t strategy
         attile_config config
 
+    ctypedef struct attile_mla_attention_backward_params:
+        size_t struct_size
+        const attile_tensor* dout
+        const attile_tensor* query
+        const attile_tensor* key_value
+        const attile_tensor* w_kc
+        const attile_tensor* w_vc
+        const attile_tensor* out
+        const attile_tensor* lse
+        const attile_tensor* b_q
+        const attile_tensor* b_k
+        const attile_tensor* cu_seqlens
+        const attile_tensor* dlse
+        const attile_tensor* bias
+        const attile_tensor* softmax_aux
+        const attile_tensor* attention_mask
+        double softmax_scale
+        double logits_soft_cap
+        double dropout_prob
+        uint64_t dropout_seed
+        int64_t window_left
+        int64_t window_right
+        int32_t has_softmax_scale
+        int32_t has_logits_soft_cap
+        int32_t has_dropout_seed
+        int32_t has_sliding_window
+        int32_t causal
+        int32_t causal_alignment
+        int32_t deterministic
+        int32_t platform
+        int32_t strategy
+        attile_config config
+
     ctypedef struct attile_mla_plan:
         pass
 
@@ -247,6 +280,7 @@ cdef attile_status flash_attention_backward_create(const attile_flash_attention_
 cdef attile_status merge_states_create(const attile_merge_states_params* params, attile_op** op) noexcept nogil
 cdef attile_status flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op) noexcept nogil
 cdef attile_status mla_attention_create(const attile_mla_attention_params* params, attile_op** op) noexcept nogil
+cdef attile_status mla_attention_backward_create(const attile_mla_attention_backward_params* params, attile_op** op) noexcept nogil
 cdef attile_status mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan) noexcept nogil
 cdef size_t mla_plan_device_bytes(const attile_mla_plan* plan) noexcept nogil
 cdef attile_status mla_plan_to_device(attile_mla_plan* plan, int32_t device_id, void* memory, void* stream) noexcept nogil

@@ -7,6 +7,7 @@ cdef extern from "attile/attile.h" nogil:
     attile_status attile_merge_states_create(const attile_merge_states_params* params, attile_op** op)
     attile_status attile_flash_attention_with_kvcache_create(const attile_flash_attention_with_kvcache_params* params, attile_op** op)
     attile_status attile_mla_attention_create(const attile_mla_attention_params* params, attile_op** op)
+    attile_status attile_mla_attention_backward_create(const attile_mla_attention_backward_params* params, attile_op** op)
     attile_status attile_mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan)
     size_t attile_mla_plan_device_bytes(const attile_mla_plan* plan)
     attile_status attile_mla_plan_to_device(attile_mla_plan* plan, int32_t device_id, void* memory, void* stream)
@@ -46,6 +47,10 @@ cdef attile_status flash_attention_with_kvcache_create(const attile_flash_attent
 
 cdef attile_status mla_attention_create(const attile_mla_attention_params* params, attile_op** op) noexcept nogil:
     return attile_mla_attention_create(params, op)
+
+
+cdef attile_status mla_attention_backward_create(const attile_mla_attention_backward_params* params, attile_op** op) noexcept nogil:
+    return attile_mla_attention_backward_create(params, op)
 
 
 cdef attile_status mla_plan_create(const attile_mla_plan_params* params, attile_mla_plan** plan) noexcept nogil:
