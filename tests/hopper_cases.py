@@ -7,6 +7,7 @@ from cases import Case, options
 
 BASE = Case(id="hopper", batch=2, heads_q=4, heads_k=2, seqlen_q=210, seqlen_k=340, head_dim=64, head_dim_v=64, dtype="bfloat16")
 
+ALL_OPTIONS = options(causal=True, causal_alignment="bottom_right", sliding_window=(230, 0), logits_soft_cap=4.0, softmax_scale=0.3)
 FEATURES = {
     "full": {},
     "causal": options(causal=True),
@@ -52,8 +53,8 @@ SCORES = {
         "attention_mask": (210, 340),
         "segments": 2,
         "sinks": (4, 2),
-        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (230, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
-    },
+    }
+    | ALL_OPTIONS,
 }
 BOTTOM_RIGHT = options(causal=True, causal_alignment="bottom_right")
 FEW_QUERIES = {  # of grouped heads, which are rows of one tile
@@ -84,8 +85,8 @@ FEW_QUERIES = {  # of grouped heads, which are rows of one tile
         "attention_mask": (60, 340),
         "segments": 2,
         "sinks": (8, 2),
-        "options": {"causal": True, "causal_alignment": "bottom_right", "sliding_window": (230, 0), "logits_soft_cap": 4.0, "softmax_scale": 0.3},
-    },
+    }
+    | ALL_OPTIONS,
 }
 DIMS = {(64, 64): "bfloat16", (128, 128): "bfloat16", (96, 96): "bfloat16", (192, 128): "bfloat16", (256, 256): "bfloat16", (40, 72): "float16", (128, 120): "float16"}
 FEW = ("full", "bottom_right", "padded", "packed", "everything", "sinks", "bias", "bias_float32", "mask", "segments", "softcap", "window_bottom_right", "group3", "group4", "group4_packed", "group4_everything")

@@ -100,15 +100,15 @@ def test_merge_states(package):
     call(package, "merged()")
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "(bfloat|float)",  # mla_attention_cases.SMALL
-        "edge-|padded|packed|memory-(gaps|bytes|reversed)|dims(1_|7_|17_|130_)|heads24_3",
-        "larger-bfloat16-(ending|packed)",
-        slow("dims|heads|length|memory|larger|deepseek|mha2mla|minilm"),
-    ],
-)
+OF_MLA_ATTENTION = [
+    "(bfloat|float)",  # mla_attention_cases.SMALL
+    "edge-|padded|packed|memory-(gaps|bytes|reversed)|dims(1_|7_|17_|130_)|heads24_3",
+    "larger-bfloat16-(ending|packed)",
+    slow("dims|heads|length|memory|larger|deepseek|mha2mla|minilm"),
+]
+
+
+@pytest.mark.parametrize("pattern", OF_MLA_ATTENTION)
 def test_mla_attention(package, pattern):
     call(package, f"of_latents({pattern!r})")
 
@@ -133,15 +133,7 @@ def test_deterministic_backward(package, pattern):
     call(package, f"backward({pattern!r}, deterministic=True)")
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "(bfloat|float)",  # mla_attention_cases.SMALL
-        "edge-|padded|packed|memory-(gaps|bytes|reversed)|dims(1_|7_|17_|130_)|heads24_3",
-        "larger-bfloat16-(ending|packed)",
-        slow("dims|heads|length|memory|larger|deepseek|mha2mla|minilm"),
-    ],
-)
+@pytest.mark.parametrize("pattern", OF_MLA_ATTENTION)
 def test_backward_of_mla_attention(package, pattern):
     call(package, f"backward_of_latents({pattern!r})")
 

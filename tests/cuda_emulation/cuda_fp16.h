@@ -22,15 +22,3 @@ Pair __hmin2(Pair a, Pair b) {
   const auto smaller = [](auto x, auto y) { return isnan(static_cast<float>(x)) || static_cast<float>(y) < static_cast<float>(x) ? y : x; };
   return {smaller(a.x, b.x), smaller(a.y, b.y)};
 }
-
-// Also of two bfloat16.
-template <class Pair>
-Pair __habs2(Pair x) {
-  x.x.bits &= 0x7fff, x.y.bits &= 0x7fff;
-  return x;
-}
-template <class Pair>
-Pair __hmax2_nan(Pair a, Pair b) {
-  const auto larger = [](auto x, auto y) { return isnan(static_cast<float>(x)) || static_cast<float>(x) > static_cast<float>(y) ? x : y; };
-  return {larger(a.x, b.x), larger(a.y, b.y)};
-}

@@ -13,7 +13,6 @@ namespace attile::cuda {
 
 struct Bf16 {
   using Storage = uint16_t;
-  using Pair = __nv_bfloat162;
   static constexpr DType kType = DType::bf16;
   static constexpr int kBytes = 2;
   static constexpr Storage kExponent = 0x7f80;
@@ -29,7 +28,6 @@ struct Bf16 {
 
 struct F16 {
   using Storage = uint16_t;
-  using Pair = __half2;
   static constexpr DType kType = DType::f16;
   static constexpr int kBytes = 2;
   static constexpr Storage kExponent = 0x7c00;

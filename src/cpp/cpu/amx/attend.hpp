@@ -22,7 +22,7 @@
 
 namespace attile::ATTILE_ISA {
 
-inline constexpr int64_t kMostPanels = 128;
+inline constexpr int64_t kMostPanels = 4096 / kTileLanes;  // of the most rows that a block may have
 
 template <int kParts>
 class TileAttention {
