@@ -42,6 +42,7 @@ struct Plan {
   int workers = 1;         // most threads that run() uses
   size_t workspace_bytes = 0;
   MlaStrategy strategy = MlaStrategy::none;  // of kernels that take latents
+  const Kernel* inner = nullptr;             // of kernels that give their pieces to another
 };
 
 struct Kernel {

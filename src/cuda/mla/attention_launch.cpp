@@ -110,12 +110,13 @@ std::string why_not(const AttentionProblem& p, const Config& config) {
   return way_of(p, config, why).kernel ? "" : why;
 }
 
-// The splits of the first piece, which is no smaller than others, are those of all. Its blocks name the kernel to run(); 0 splits say that it is
-// one of mla_decode's, which decides on them itself.
+// The splits of the first piece, which is no smaller than others, are those of all; 0: the kernel is one of mla_decode's, which decides on
+// them itself.
 Plan plan(const AttentionProblem& p, const Config& config, int threads) {
   Plan all;
   std::string why;
   const Way way = way_of(p, config, why);
+  all.inner = way.kernel;
   all.strategy = absorbs(way.form) ? MlaStrategy::absorb : MlaStrategy::rebuild;
   Config own{config.block_q, config.block_k, config.num_splits, {}, MlaStrategy::none};
   each_piece(p, way.form, nullptr, [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool) {
@@ -147,11 +148,9 @@ void absorb_queries(const AttentionProblem& p, Form form, const Piece& piece, co
 }
 
 void run(const AttentionProblem& p, const Plan& plan, void* workspace, const Execution& execution) {
-  std::string why;
   const bool decode = plan.num_splits == 0;
   const Form form = decode ? Form::decode : plan.strategy == MlaStrategy::absorb ? Form::absorb : Form::rebuild;
-  const Config own = decode ? Config{} : Config{plan.block_q, plan.block_k, plan.num_splits, {}, MlaStrategy::none};
-  const Kernel* kernel = decode ? find_decode_kernel(p) : find_forward_kernel(p, form, own, why);
+  const Config own{0, 0, plan.num_splits, {}, MlaStrategy::none};
   each_piece(p, form, static_cast<char*>(workspace),
              [&](const Piece& piece, const Stored& stored, const AttentionProblem& inner, bool new_sequences) {
                if (absorbs(form)) {
@@ -160,7 +159,7 @@ void run(const AttentionProblem& p, const Plan& plan, void* workspace, const Exe
                  rebuild(p, piece, stored, inner, execution.stream);
                }
                with_inner(p, form, inner, piece, [&](const AttentionProblem& given) {
-                 kernel->run(given, kernel->plan(given, own, 1), static_cast<char*>(workspace) + stored.bytes, execution);
+                 plan.inner->run(given, plan.inner->plan(given, own, 1), static_cast<char*>(workspace) + stored.bytes, execution);
                });
                if (absorbs(form))
                  project(inner, stored.out, {{p.latents.w_vc, part_of(p.out, piece, piece.head, piece.heads)}}, piece.head, p.group, false,

@@ -100,7 +100,7 @@ Plan plan(const AttentionProblem& problem, const Config& config, int threads) {
   Plan all;
   all.strategy = MlaStrategy::rebuild;
   std::string why;
-  const Kernel* kernel = find_kernel(p, config, why);
+  const Kernel* kernel = all.inner = find_kernel(p, config, why);
   const Sums sums = sums_in(p, nullptr);
   each_gradient(p, sums, nullptr, [&](const Piece&, const Stored& stored, const BackwardProblem& b) {
     const Plan part = kernel->plan(b, {}, threads);
@@ -122,14 +122,13 @@ void take_rope(const AttentionProblem& p, const View& gradient, const View& to, 
   }
 }
 
-void run(const AttentionProblem& problem, const Plan&, void* workspace, const Execution& execution) {
+void run(const AttentionProblem& problem, const Plan& plan, void* workspace, const Execution& execution) {
   const BackwardProblem& p = backward(problem);
   const Latents& latents = p.latents;
   void* const stream = execution.stream;
   const Sums sums = sums_in(p, static_cast<char*>(workspace));
   check(cudaMemsetAsync(workspace, 0, sums.bytes, static_cast<cudaStream_t>(stream)), "clearing the sums of mla_backward_generic");
-  std::string why;
-  const Kernel* kernel = find_kernel(p, {}, why);
+  const Kernel* kernel = plan.inner;
   bool any = false;
   each_gradient(p, sums, static_cast<char*>(workspace) + sums.bytes,
                 [&](const Piece& piece, const Stored& stored, const BackwardProblem& b) {
