@@ -21,14 +21,15 @@ template <class T>
 __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid_constant__ Params p, const __grid_constant__ Maps maps) {
   extern __shared__ __align__(1024) uint8_t shared[];
   SharedStorage<T>& sm = *reinterpret_cast<SharedStorage<T>*>(shared);
-  const int own = threadIdx.x, own_len = own < p.batch ? kv_len_of(p, own) : 0;  // asked for first: all else waits for it
+  // Asked for first: all else waits for them.
+  const int own = threadIdx.x, own_len = own < p.batch ? kv_len_of(p, own) : 0, first_len = kv_len_of(p, 0);
   if (threadIdx.x == 128)
     ptx::tma_prefetch_descriptor(&maps.ckv), ptx::tma_prefetch_descriptor(&maps.kpe), ptx::tma_prefetch_descriptor(&maps.q_nope),
         ptx::tma_prefetch_descriptor(&maps.q_pe);
   if (threadIdx.x == 0) sm.raw.init(), sm.pipe.init();
   static_assert(sizeof(PlanStorage) <= sizeof(sm.latent));  // the ring is free yet
   prefetch_table(p);
-  make_plan(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part, own_len);
+  make_plan(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part, own_len, first_len);
   write_shared_records(p);
   ptx::fence_async_proxy();  // TMA writes next where the plan was made
   Others others;             // all threads meet

@@ -205,6 +205,7 @@ Params params_of(const MlaDecodeProblem& p, const Instance& instance, void* work
 
   char* base = static_cast<char*>(workspace);
   f.parts = static_cast<int32_t>(layout.parts), f.tiles = static_cast<int32_t>(layout.tiles), f.block_n = instance.block_n;
+  f.parts_a_request = f.parts / f.batch, f.requests_a_part = static_cast<int32_t>(ceil_div(f.batch, f.parts));
   f.sink_log2 = p.has(kSinks) ? reinterpret_cast<float*>(base + layout.sinks) : nullptr;
   f.arrived = reinterpret_cast<int32_t*>(base + layout.arrived);
   f.out_parts = reinterpret_cast<float*>(base + layout.out_parts);

@@ -63,6 +63,7 @@ struct Params {
 
   // The workspace.
   int32_t parts, tiles, block_n;  // the grid; keys a block
+  int32_t parts_a_request, requests_a_part;  // where all are as long
   float* sink_log2;               // [heads]: log2 of the sum of a head's sinks; null: none
   int32_t* arrived;               // [batch][tiles][half]: how many parts have left their partial result
   float* out_parts;               // [2 * parts][seqlen_q * heads][latent]

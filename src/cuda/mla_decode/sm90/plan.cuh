@@ -4,7 +4,7 @@
 // The requests lie end to end on an axis of costs: blocks, and what beginning a request costs. Cut evenly into n parts the axis is divided
 // well where splits are cheap, but 128 equal requests on 132 multiprocessors want to stay whole. So some n are tried side by side, and the
 // one whose dearest part is cheapest wins, a split counted as kSplitCost blocks. Everything is a binary search in prefix sums: one thread
-// that walks over 128 requests takes 25 to 30 us, a kernel of its own 7.
+// that walks over 128 requests takes 25 to 30 us, a kernel of its own 7. Requests of one length need no axis.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -47,12 +47,13 @@ struct Axis {
   int budget, rest, snap, split_cost;
 
   static constexpr int kMaxBeginCost = 4, kSplitCost = 5;
+  static __device__ __forceinline__ int cost_of_split(int budget) { return min(kSplitCost, max(1, budget / 4)); }
 
   __device__ __forceinline__ Axis(const int* sums, int requests, int begin, int parts)
       : prefix(sums), batch(requests), begin_cost(begin), n(parts) {
     const int total = prefix[batch];
     budget = total / n, rest = total - budget * n;
-    snap = min(kSplitCost, budget / 6), split_cost = min(kSplitCost, max(1, budget / 4));
+    snap = min(kSplitCost, budget / 6), split_cost = cost_of_split(budget);
   }
   __device__ __forceinline__ int blocks(int r) const { return max(prefix[r + 1] - prefix[r] - begin_cost, 0); }
 
@@ -113,12 +114,35 @@ __device__ __forceinline__ int block_prefix(int x, int* sums) {
   return x + __reduce_add_sync(~0u, lane < warp ? sums[lane] : 0);
 }
 
-// own_len: the length of request threadIdx.x. part: this block's, in shared memory; written when the threads meet next.
-__device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part& part, int own_len) {
+// All requests have `each` blocks: whole ones, as many a part, or as many parts a request. False where cuts across requests are better.
+__device__ __forceinline__ bool plan_equal(const Params& p, Part& part, int each) {
+  const int y = blockIdx.y, budget = each * p.batch / p.parts, split_cost = Axis::cost_of_split(budget);
+  const int pieces = min(p.parts_a_request, each), cost = pieces > 1 ? (each + pieces - 1) / pieces + split_cost : p.requests_a_part * each;
+  if (cost > budget + 1 + 2 * split_cost) return false;
+  if (threadIdx.x != 0) return true;
+  if (pieces > 1) {
+    const int r = y / pieces, i = y - r * pieces, length = each / pieces, rest = each - length * pieces;
+    const int begin = i * length + i * rest / pieces, end = (i + 1) * length + (i + 1) * rest / pieces;
+    part.r0 = r, part.b0 = begin, part.r1 = r < p.batch ? r : -1, part.b1 = end, part.left0 = end - begin;
+    part.before0 = i, part.count0 = pieces, part.count1 = pieces, part.first_slot0 = 2 * (y - i);
+  } else {
+    const int r = y * p.requests_a_part;
+    part.r0 = r, part.b0 = 0, part.r1 = min(r + p.requests_a_part, p.batch) - 1, part.b1 = each, part.left0 = each;
+    part.before0 = 0, part.count0 = 1, part.count1 = 1, part.first_slot0 = 2 * y;
+  }
+  return true;
+}
+
+// own_len, first_len: of request threadIdx.x, of request 0. part: this block's, in shared memory; written when the threads meet next.
+__device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part& part, int own_len, int first_len) {
   const int t = threadIdx.x, lane = t & 31, warp = t / 32;
   const auto blocks_in = [&](int len) { return (len + p.block_n - 1) / p.block_n; };
   const auto blocks_of = [&](int b) { return b < p.batch ? blocks_in(kv_len_of(p, b)) : 0; };
-  const int own = blocks_in(own_len);
+  const int own = blocks_in(own_len), first = blocks_in(first_len);
+  bool differs = t < p.batch && own != first;
+#pragma unroll 1
+  for (int b = t + kPlanThreads; b < p.batch; b += kPlanThreads) differs |= blocks_of(b) != first;
+  if (!__syncthreads_or(differs) && plan_equal(p, part, first)) return;
 
   // How many blocks there are, and requests that have any.
   int total = own, requests = own > 0;

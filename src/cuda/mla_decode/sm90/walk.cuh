@@ -60,11 +60,11 @@ __device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const 
   if (w.left == 0) walk_next_request<T>(w, seg);
 }
 
-// How many entries are known when the first load is asked for: all kAhead where the first request has so many, a lane each. One lane that
-// steps from one to the next takes 0.25 us an entry.
+// How many entries are known when the first load is asked for: all kAhead where no second request has one of them, a lane each. One lane
+// that steps from one to the next takes 0.25 us an entry.
 __device__ __forceinline__ bool walks_at_once(const Segments& seg) {
-  const int r = seg.part.r0;
-  return seg.part.r1 >= r && seg.count(r) > kAhead;
+  const int r = seg.part.r0, count = seg.part.r1 >= r ? seg.count(r) : 0;
+  return count > kAhead || (count > 0 && seg.part.r1 == r);
 }
 
 // Steps from entry `from` up to `to`; from 0: the first ones. Not inline: where requests are long it would stand in the way of the first load.
@@ -89,20 +89,20 @@ __device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const
   }
   // Lane kAhead: where the walk goes on.
   if (lane > kAhead) return;
-  const int q = seg.q_entries(r), key = (seg.begin(r) + lane - q) * T::kN;
+  const int q = seg.q_entries(r), count = seg.count(r), key = (seg.begin(r) + lane - q) * T::kN;
   const bool paged = !T::kGathered && seg.p.page_table;
   const int page_no = paged ? key / seg.p.page_size : 0, at = paged ? key - page_no * seg.p.page_size : key;
   if (lane == kAhead) {
     w.r = r;
     w.q_left = 0;
-    w.left = seg.count(r) - (kAhead - q);
+    w.left = max(count - (kAhead - q), 0);  // 0: the part ends here
     w.page_no = page_no;
     w.at = at;
     return;
   }
   volatile Entry& e = sm.entry(half, lane);
-  e.at = lane < q ? kQ - lane : at;
-  if (lane < q || !paged)
+  e.at = lane < q ? kQ - lane : lane < q + count ? at : kEnd;
+  if (lane < q || lane >= q + count || !paged)
     e.page = r;
   else
     ptx::cp_async_4(ptx::shared_address(&sm.entries[half][lane].page), page_entry(seg.p, r, page_no), 4);
