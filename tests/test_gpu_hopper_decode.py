@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not on_hopper(), reason="needs
 
 GROUPED = {64: (16, 2, 64, 64), 128: (64, 8, 128, 128), 256: (8, 1, 256, 256)}
 MANY = tuple(i * 37 % 90 for i in range(300))  # more units than multiprocessors
+NEAR = tuple(150 + i % 7 for i in range(256))  # nearly as many as blocks, of one number of tiles: none is split
 
 
 def sinks(heads, number=1):
@@ -47,7 +48,7 @@ def test_pages(dtype, dim, page_size):
     judge.check(*run(call, "forward_generic_sm80"))
 
 
-@pytest.mark.parametrize("lens", [(9000,), (3000, 1, 2999), MANY], ids=["one", "three", "many"])
+@pytest.mark.parametrize("lens", [(9000,), (3000, 1, 2999), MANY, NEAR], ids=["one", "three", "many", "near"])
 @pytest.mark.parametrize("page_size", [None, 16])
 @pytest.mark.parametrize("dim", GROUPED)
 def test_splits(dim, page_size, lens):

@@ -117,7 +117,7 @@ __device__ __forceinline__ void consume(const Params& p, SharedStorage<T>& sm) {
         const uint32_t offset = (first_key + i) * 128;
         float s[1][T::kStep / 8][4] = {};
         scores<T>(s, q, ptx::shared_address(sm.ring[keys.slot]) + offset);
-        if (i + T::kStep == T::kKeys) keys.release();
+        if (i + T::kStep == T::kKeys) keys.release(p.by_lanes());
         if (p.reshape)
           generic::for_each_pair<1, T::kStep>([&](int m, int r, int n) {
             s[m][n][2 * r] = reshaped(p.f, s[m][n][2 * r]);
@@ -133,7 +133,7 @@ __device__ __forceinline__ void consume(const Params& p, SharedStorage<T>& sm) {
         if (i == 0) values.wait_full();
         add_values<T>(o, s, ptx::shared_address(sm.ring[values.slot]) + offset, key, w.keys);
       }
-      values.release();
+      values.release(p.by_lanes());
     }
     const int slot = w.whole() ? -1 : 2 * static_cast<int>(blockIdx.x) + (w.b != sm.part.b || w.h != sm.part.h);
     finish<T>(p, sm, o, state, w.b, w.h, slot);

@@ -24,9 +24,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) decode_kernel(const _
   extern __shared__ __align__(1024) uint8_t shared[];
   SharedStorage<T>& sm = *reinterpret_cast<SharedStorage<T>*>(shared);
   if (threadIdx.x == T::kConsumers) ptx::tma_prefetch_descriptor(&maps.k), ptx::tma_prefetch_descriptor(&maps.v);
-  if (threadIdx.x == 0) sm.barriers.init(p.box_keys < kLeastBox ? 32 : 1);
+  if (threadIdx.x == 0) sm.barriers.init(p.by_lanes());
   sum_tiles<T>(p.f, sm.plan);
-  const Axis axis(sm.plan.prefix, p.f, gridDim.x);
+  const Axis axis(sm.plan, p.f, gridDim.x);
   if (threadIdx.x == T::kConsumers) find_part(axis, sm.part);
   __syncthreads();
   if (threadIdx.x >= T::kConsumers) {

@@ -19,6 +19,8 @@ struct Params {
   bool reshape;              // scores are scaled and capped before the softmax
   bool evict_first;          // what is read makes room in L2 for what is read next, and for nothing else
 
+  constexpr bool by_lanes() const { return box_keys < kLeastBox; }  // copied 16 bytes a lane, not by TMA
+
   static constexpr int64_t kMostKeys = int64_t{1} << 30;
 
   // Partial results of parts of a unit, see plan.cuh: [slot][rows][dim], and [slot][rows][2], maximum (base 2) and sum.

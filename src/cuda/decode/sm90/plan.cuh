@@ -2,8 +2,9 @@
 // other launch, so that lengths may change between replays of a CUDA graph.
 //
 // A unit is a key head of a sequence. The tiles of all units lie end to end, sequence by sequence and head by head, and are cut evenly: a
-// part costs little to join (its rows x dim floats, as much as 8 to 64 keys), so that nothing but tiles needs to be balanced. What a unit
-// has to show even without keys (zeros, sinks) is computed in a tile of its own that reads nothing.
+// part costs little to join (its rows x dim floats, as much as 8 to 64 keys), so that nothing but tiles needs to be balanced. But where
+// parts of whole units are nearly as even (256 units of one length on 264 blocks), they are taken: nothing is to be joined then. What a
+// unit has to show even without keys (zeros, sinks) is computed in a tile of its own that reads nothing.
 #pragma once
 
 #include "cuda/decode/sm90/traits.cuh"
@@ -49,19 +50,22 @@ __device__ __forceinline__ Keys keys_of(const generic::ForwardParams& f, int b) 
 
 // The tiles of all units, cut into parts.
 struct Axis {
-  static constexpr int kLeastTiles = 4, kSnap = 2;
+  static constexpr int kLeastTiles = 4, kSnap = 2, kUneven = 16;  // kUneven: whole units may be longer than even parts by a share of that
 
   const int* prefix;  // [batch + 1]: tiles of one head of the sequences before
   int batch, heads, total, parts, budget, rest, snap;
+  int units;  // of a part; 0: parts are cut evenly
 
   struct Spot {
     int b, h, at, tiles;  // tile `at` of the unit's
   };
 
-  __device__ __forceinline__ Axis(const int* sums, const generic::ForwardParams& f, int blocks)
-      : prefix(sums), batch(f.batch), heads(f.heads_k), total(sums[f.batch] * f.heads_k) {
+  __device__ __forceinline__ Axis(const PlanStorage& plan, const generic::ForwardParams& f, int blocks)
+      : prefix(plan.prefix), batch(f.batch), heads(f.heads_k), total(plan.prefix[f.batch] * f.heads_k) {
+    units = (batch * heads + blocks - 1) / blocks;
+    if (static_cast<int64_t>(units) * plan.longest * blocks > total + total / kUneven) units = 0;
     // Not so many that parts are shorter than it takes to join them, unless whole units are.
-    parts = max(1, min(blocks, max(batch * heads, total / kLeastTiles)));
+    parts = units ? (batch * heads + units - 1) / units : max(1, min(blocks, max(batch * heads, total / kLeastTiles)));
     budget = total / parts, rest = total - budget * parts, snap = min(kSnap, budget / 8);
   }
   __device__ __forceinline__ Spot spot(int x) const {
@@ -76,6 +80,10 @@ struct Axis {
   // Where part y begins. So close to the end of a unit it is that end.
   __device__ __forceinline__ int cut(int y) const {
     if (y >= parts) return total;
+    if (units) {
+      const int unit = y * units, b = unit / heads;
+      return prefix[b] * heads + (unit - b * heads) * (prefix[b + 1] - prefix[b]);
+    }
     const int x = y * budget + y * rest / parts;
     const Spot s = spot(x);
     return s.at <= snap ? x - s.at : s.tiles - s.at <= snap ? x + s.tiles - s.at : x;
@@ -93,16 +101,17 @@ struct Axis {
 template <class T>
 __device__ __forceinline__ void sum_tiles(const generic::ForwardParams& f, PlanStorage& plan) {
   int total = 0;
+  if (threadIdx.x == 0) plan.prefix[0] = plan.longest = 0;
 #pragma unroll 1
   for (int first = 0; first < f.batch; first += T::kThreads) {
     const int b = first + threadIdx.x;
-    const int sum = total + mla_sm90::block_prefix(b < f.batch ? keys_of<T::kN>(f, b).tiles : 0, plan.sums);
+    const int tiles = b < f.batch ? keys_of<T::kN>(f, b).tiles : 0, sum = total + mla_sm90::block_prefix(tiles, plan.sums);
+    const int longest = __reduce_max_sync(~0u, tiles);
+    if (threadIdx.x % 32 == 0) atomicMax(&plan.longest, longest);
     if (b < f.batch) plan.prefix[b + 1] = sum;
     __syncthreads();
     total = plan.prefix[min(first + T::kThreads, f.batch)];
   }
-  if (threadIdx.x == 0) plan.prefix[0] = 0;
-  __syncthreads();
 }
 
 // What the loads need, by one thread: where this block's part begins and how long it is.

@@ -35,7 +35,7 @@ struct TileLoad {
 
   __device__ __forceinline__ void begin(const At& to) const {
     to.wait_free();
-    if (p.box_keys < kLeastBox) return;
+    if (p.by_lanes()) return;
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_expect(to.full(), T::kSlotBytes);
     __syncwarp();
   }
@@ -43,7 +43,7 @@ struct TileLoad {
   __device__ __forceinline__ void load(const At& to, int box, int count, Place place, int head) const {
     const int lane = threadIdx.x % 32;
     const uint32_t slot = ptx::shared_address(sm.ring[to.slot]);
-    if (p.box_keys >= kLeastBox) {
+    if (!p.by_lanes()) {
       if (lane >= count) return;
       const uint64_t hint = p.evict_first ? ptx::kEvictFirst : kEvictNormal;
 #pragma unroll
@@ -52,19 +52,20 @@ struct TileLoad {
       return;
     }
     constexpr int kPieces = T::kDim / 8, kRows = 32 / kPieces;  // 16 bytes each; rows at once
-    const int piece = lane % kPieces;
+    constexpr int64_t kNowhere = INT64_MIN;
+    const int piece = lane % kPieces, shift = __ffs(p.box_keys) - 1;
     const uint32_t column = slot + piece / 8 * T::kBoxBytes;
+    const int64_t own = place.page < p.pages ? place.page * rows.batch + place.row * rows.row + head * rows.head : kNowhere;
 #pragma unroll 4
-    for (int i = lane / kPieces; i < count * p.box_keys; i += kRows) {
-      const int from = i / p.box_keys, row = box * p.box_keys + i;
-      const int page = __shfl_sync(~0u, place.page, from), at = __shfl_sync(~0u, place.row, from) + i - from * p.box_keys;
-      const bool exists = page < p.pages;
-      const char* source = rows.data + (exists ? page * rows.batch + at * rows.row + head * rows.head : 0) + piece * 16;
-      mla_sm90::cp_async_16_once(column + row * 128 + ((piece ^ row) % 8 << 4), source, exists ? 16 : 0);
+    for (int i = lane / kPieces; i < count << shift; i += kRows) {
+      const int row = (box << shift) + i;
+      const int64_t first = __shfl_sync(~0u, own, i >> shift), at = first + (i & (p.box_keys - 1)) * rows.row;
+      const bool exists = first != kNowhere;
+      mla_sm90::cp_async_16_once(column + row * 128 + ((piece ^ row) % 8 << 4), rows.data + (exists ? at : 0) + piece * 16, exists ? 16 : 0);
     }
   }
   __device__ __forceinline__ void end(const At& to) const {
-    if (p.box_keys < kLeastBox) mla_sm90::cp_async_arrive(to.full());
+    if (p.by_lanes()) mla_sm90::cp_async_arrive(to.full());
   }
 };
 

@@ -38,6 +38,7 @@ struct Part {
 
 struct PlanStorage {
   int sums[32];
+  int longest;
   int prefix[kMaxBatch + 1];
 };
 
