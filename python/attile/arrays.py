@@ -41,8 +41,10 @@ class ArrayLibrary:
         Whether CUDA work has to be waited for, as the library would not order its own work after it.
     export_stream : int, optional
         For ``__dlpack__(stream=...)``, where the library's default would not do.
-    flags, flag_methods : tuple of str
-        Attributes, and methods without arguments: when one is true, `check` sees the array before it is read.
+    flags : tuple of str
+        Attributes: when one is true, `check` sees the array before it is read.
+    part_flags : tuple of str
+        Methods without arguments, of arrays of a dtype that parts of complex ones have: likewise.
     """
 
     name = ""
@@ -51,7 +53,7 @@ class ArrayLibrary:
     synchronizes = False
     export_stream: int | None = None
     flags: tuple[str, ...] = ()
-    flag_methods: tuple[str, ...] = ()
+    part_flags: tuple[str, ...] = ()
 
     # written(array), where the library wants to know that an array was written in place.
     written: Callable[[Any], None] | None = None
@@ -123,7 +125,7 @@ class Torch(ArrayLibrary):
     name = "torch"
     legacy_writable = True  # no tensor is read-only
     flags = ("requires_grad",)
-    flag_methods = ("is_neg",)
+    part_flags = ("is_neg",)
 
     def watch(self):
         forward_ad = getattr(sys.modules["torch"].autograd, "forward_ad", None)

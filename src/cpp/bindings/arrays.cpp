@@ -44,7 +44,7 @@ const ArrayType* recognise(PyObject* object) {
   l.synchronizes = library.attr("synchronizes").cast<bool>();
   l.export_stream = library.attr("export_stream");
   l.flags = strings(library.attr("flags"));
-  l.flag_methods = strings(library.attr("flag_methods"));
+  l.part_flags = strings(library.attr("part_flags"));
   if (const py::object watch = library.attr("watch")(); !watch.is_none()) {
     l.watched = watch[py::int_(0)];
     l.watched_attribute = watch[py::int_(1)];
@@ -68,21 +68,33 @@ const ArrayType* array_type(PyObject* object) {
   return recognise(object);
 }
 
+bool is_true(PyObject* value) {
+  if (!value) throw py::error_already_set();
+  const bool raised = value == Py_True || (value != Py_False && PyObject_IsTrue(value) != 0);
+  Py_DECREF(value);
+  return raised;
+}
+
 // Whether one of the library's flags is raised: the array needs its library's own check.
 bool flagged(PyObject* object, const Library& library) {
-  auto raised = [](PyObject* value) {
-    if (!value) throw py::error_already_set();
-    const bool is_true = value == Py_True || (value != Py_False && PyObject_IsTrue(value) != 0);
-    Py_DECREF(value);
-    return is_true;
-  };
   for (const py::object& name : library.flags)
-    if (raised(PyObject_GetAttr(object, name.ptr()))) return true;
-  for (const py::object& name : library.flag_methods)
-    if (raised(PyObject_CallMethodNoArgs(object, name.ptr()))) return true;
+    if (is_true(PyObject_GetAttr(object, name.ptr()))) return true;
+  return false;
+}
+
+// Whether every array needs it.
+bool alarmed(const Library& library) {
   if (!library.watched) return false;
   const py::object value = library.watched.attr(library.watched_attribute);
   return PyObject_RichCompareBool(value.ptr(), library.quiet_value.ptr(), Py_NE) != 0;
+}
+
+// As flagged(), of an array that may be the part of a complex one.
+bool part_flagged(PyObject* object, const Library& library, attile_dtype t) {
+  if (t.code != 2 || t.bits < 16) return false;
+  for (const py::object& name : library.part_flags)
+    if (is_true(PyObject_CallMethodNoArgs(object, name.ptr()))) return true;
+  return false;
 }
 
 // What the library reads instead of the array, or its error.
@@ -165,15 +177,20 @@ Borrowed& Call::borrow(PyObject* object, const char* argument, bool index) {
       refuse(PyExc_ValueError, where(argument), " must be of the library of the first argument",
              expected + (index && expected != "numpy" ? " or numpy" : ""), library.name);
   }
+  if (count_ == 0) alarmed_ = alarmed(library);
   Borrowed& b = arrays_[count_++];
   b.type = type;
   b.object = object;
-  if (type->route == Route::refused || flagged(object, library)) {
+  if (type->route == Route::refused || (alarmed_ && library.watched) || flagged(object, library)) {
     b.owner = checked(object, library, where(argument), in_place_);
     object = b.owner.ptr();
   }
   if (!deferrable_ || library.describe.is_none() || !describe(b, object, where(argument), index))
     read(b, object, where(argument), in_place_);
+  if (!b.deferred && !b.owner && part_flagged(object, library, b.tensor.dtype)) {
+    b.owner = checked(object, library, where(argument), in_place_);
+    read(b, b.owner.ptr(), where(argument), in_place_);
+  }
   return b;
 }
 

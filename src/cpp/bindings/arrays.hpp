@@ -23,7 +23,8 @@ struct Library {
   py::object check, empty, adopt, written, stream;  // its methods; written may be None
   py::object describe, launch;                      // may be None: no array of it is deferred
   py::object export_stream;                         // for __dlpack__(stream=); None: not passed
-  std::vector<py::object> flags, flag_methods;      // attributes and methods that are true when check() must look at an array
+  std::vector<py::object> flags;                    // attributes that are true when check() must look at an array
+  std::vector<py::object> part_flags;               // methods likewise, of floating-point arrays that may be parts of complex ones
   // check() looks at every array while this attribute of this object (null: none) is not the quiet value.
   py::object watched, watched_attribute, quiet_value;
 };
@@ -74,6 +75,7 @@ class Call {
   static constexpr size_t kMaxArrays = 16;
   const char* function_;
   bool in_place_, deferrable_;
+  bool alarmed_ = false;  // Library::watched has not its quiet value
   size_t count_ = 0;
   std::array<Borrowed, kMaxArrays> arrays_;
 };

@@ -25,8 +25,10 @@ View cache_view(const attile_tensor& t) {
   return v;
 }
 
+bool is_dim(int64_t dim, int64_t most) { return dim >= kStep && dim <= most && dim % kStep == 0; }
+
 void check_dim(const char* f, const std::string& name, int64_t dim, int64_t most) {
-  if (dim < kStep || dim > most || dim % kStep != 0)
+  if (!is_dim(dim, most))
     value_error(f, name + " is out of range", "a multiple of 8 from 8 to " + std::to_string(most), dim);
 }
 
@@ -91,23 +93,31 @@ struct Validator {
     problem.kpe = cache_view(*p.kpe);
   }
 
+  // Names of axes are made for errors alone: a call has ten.
+  void same_size(const char* name, const attile_tensor& t, int32_t i, int64_t expected, const char* of, int32_t of_axis) const {
+    if (t.shape[i] != expected) check_size(f, name, t, i, expected, axis(of, of_axis));
+  }
+  void dim(const char* name, int32_t i, int64_t size, int64_t most) const {
+    if (!is_dim(size, most)) check_dim(f, axis(name, i), size, most);
+  }
+
   void shapes() {
     const int32_t h = rank - 2, d = rank - 1;
     problem.heads_q = problem.group = p.q_nope->shape[h];
     problem.heads_k = 1;
     problem.latent = p.q_nope->shape[d];
-    check_dim(f, axis("q_nope", d), problem.latent, kMaxLatent);
+    dim("q_nope", d, problem.latent, kMaxLatent);
     if (problem.has(kFloat8Scales) && problem.latent % 16 != 0)
       value_error(f, axis("q_nope", d) + " is out of range beside float8_e4m3", "a multiple of 16", problem.latent);
-    check_size(f, ckv, *p.ckv, 2, problem.latent, axis("q_nope", d));
+    same_size(ckv, *p.ckv, 2, problem.latent, "q_nope", d);
     if (p.q_pe) {
-      for (int32_t i = 0; i < d; ++i) check_size(f, "q_pe", *p.q_pe, i, p.q_nope->shape[i], axis("q_nope", i));
+      for (int32_t i = 0; i < d; ++i) same_size("q_pe", *p.q_pe, i, p.q_nope->shape[i], "q_nope", i);
       problem.rope = p.q_pe->shape[d];
-      check_dim(f, axis("q_pe", d), problem.rope, kMaxRope);
+      dim("q_pe", d, problem.rope, kMaxRope);
       problem.head_rope = p.kpe->rank == 4;
-      for (int32_t i = 0; i < 2; ++i) check_size(f, kpe, *p.kpe, i, p.ckv->shape[i], axis(ckv, i));
-      if (problem.head_rope) check_size(f, kpe, *p.kpe, 2, problem.heads_q, axis("q_nope", h));
-      check_size(f, kpe, *p.kpe, p.kpe->rank - 1, problem.rope, axis("q_pe", d));
+      for (int32_t i = 0; i < 2; ++i) same_size(kpe, *p.kpe, i, p.ckv->shape[i], ckv, i);
+      if (problem.head_rope) same_size(kpe, *p.kpe, 2, problem.heads_q, "q_nope", h);
+      same_size(kpe, *p.kpe, p.kpe->rank - 1, problem.rope, "q_pe", d);
     }
     problem.head_dim = problem.latent + problem.rope;
     problem.head_dim_v = problem.latent;
@@ -171,13 +181,13 @@ struct Validator {
   void planned_sequences() {
     const MlaDecodePlan& m = *plan;
     if (problem.dtype != m.dtype) type_error(f, "q_nope.dtype must be plan's q_data_type", info(m.dtype).name, name_of(p.q_nope->dtype));
-    const auto equal = [&](const std::string& name, int64_t got, const char* planned, int64_t expected) {
-      if (got != expected) value_error(f, name + " must be plan's " + planned, expected, got);
+    const auto equal = [&](const char* name, int32_t i, int64_t got, const char* planned, int64_t expected) {
+      if (got != expected) value_error(f, axis(name, i) + " must be plan's " + planned, expected, got);
     };
-    equal("q_nope.shape[1]", problem.heads_q, "num_heads", m.heads);
-    equal("q_nope.shape[2]", problem.latent, "head_dim_ckv", m.latent);
-    equal("q_pe.shape[2]", problem.rope, "head_dim_kpe", m.rope);
-    equal(axis(ckv, 1), p.ckv->shape[1], "page_size", m.page_size);
+    equal("q_nope", 1, problem.heads_q, "num_heads", m.heads);
+    equal("q_nope", 2, problem.latent, "head_dim_ckv", m.latent);
+    equal("q_pe", 2, problem.rope, "head_dim_kpe", m.rope);
+    equal(ckv, 1, p.ckv->shape[1], "page_size", m.page_size);
     if (m.largest_page >= p.ckv->shape[0])
       value_error(f, axis(ckv, 0) + " must exceed every page of kv_indices", "at least " + std::to_string(m.largest_page + 1), p.ckv->shape[0]);
     if (m.queries > p.q_nope->shape[0])

@@ -14,6 +14,7 @@ namespace attile::cuda::mla_sm90 {
 struct Matrix {
   const void* base;
   int64_t columns, rows, stride, outer, outer_stride;
+  bool operator==(const Matrix&) const = default;
 };
 struct Arrays {
   Matrix ckv, kpe, q_nope, q_pe;

@@ -17,7 +17,8 @@ void launch(const Params& p, const Arrays& a, void* stream) {
   const Maps maps{T::kNarrow ? byte_map(a.ckv, T::kN, T::kOutN) : box_map(a.ckv, T::kN, half), box_map(a.kpe, T::kN, half),
                   box_map(a.q_nope, T::kN, half), box_map(a.q_pe, T::kN, half)};
   const auto kernel = mla_decode_kernel<T>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)), "preparing mla_decode_sm90");
+  static OncePerDevice prepared;  // the attribute takes 0.4 us
+  prepared([&] { check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)), "preparing mla_decode_sm90"); });
   // The blocks meet at a barrier, and parts of one request wait for each other: all are to be resident.
   cudaLaunchAttribute attributes[1];
   attributes[0].id = cudaLaunchAttributeCooperative;

@@ -1,3 +1,4 @@
+#include <memory>
 #include <string>
 
 #include "core/check.hpp"
@@ -17,7 +18,17 @@ decltype(&cuTensorMapEncodeTiled) find_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
 
-CUtensorMap encode(const Matrix& m, int bytes_of, CUtensorMapDataType type, int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
+struct Boxes {
+  Matrix m;
+  int bytes_of;
+  CUtensorMapDataType type;
+  int rows, columns;
+  CUtensorMapSwizzle swizzle;
+  bool operator==(const Boxes&) const = default;
+};
+
+CUtensorMap encoded(const Boxes& b) {
+  const auto& [m, bytes_of, type, box_rows, box_columns, swizzle] = b;
   static const auto encoder = find_encoder();
   const cuuint64_t dims[3] = {static_cast<cuuint64_t>(m.columns), static_cast<cuuint64_t>(m.rows), static_cast<cuuint64_t>(m.outer)};
   const cuuint64_t bytes[2] = {static_cast<cuuint64_t>(m.stride) * bytes_of, static_cast<cuuint64_t>(m.outer_stride) * bytes_of};
@@ -32,14 +43,28 @@ CUtensorMap encode(const Matrix& m, int bytes_of, CUtensorMapDataType type, int 
   return map;
 }
 
+// A call needs four, which are those of an earlier one: of the same layer, or of the same scratch.
+const CUtensorMap& encode(const Boxes& b) {
+  struct Known {
+    Boxes boxes;
+    CUtensorMap map;
+  };
+  constexpr size_t kMost = 256;
+  static thread_local const std::unique_ptr<Known[]> known(new Known[kMost]());
+  const auto address = reinterpret_cast<uintptr_t>(b.m.base);
+  Known& k = known[(address >> 8 ^ address >> 16 ^ address >> 24) % kMost];
+  if (!(k.boxes == b)) k.map = encoded(b), k.boxes = b;
+  return k.map;
+}
+
 }  // namespace
 
 CUtensorMap box_map(const Matrix& m, int box_rows, bool half) {
-  return encode(m, 2, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, box_rows, 64, CU_TENSOR_MAP_SWIZZLE_128B);
+  return encode({m, 2, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, box_rows, 64, CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 CUtensorMap byte_map(const Matrix& m, int box_rows, int columns) {
-  return encode(m, 1, CU_TENSOR_MAP_DATA_TYPE_UINT8, box_rows, columns, CU_TENSOR_MAP_SWIZZLE_NONE);
+  return encode({m, 1, CU_TENSOR_MAP_DATA_TYPE_UINT8, box_rows, columns, CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
 }  // namespace attile::cuda::mla_sm90
