@@ -68,6 +68,17 @@ struct Output {
   }
 };
 
+// Eight elements, at an address of 16 bytes if `aligned`.
+__device__ __forceinline__ void store_eight(uint16_t* to, const uint4& x, bool aligned) {
+  if (aligned) {
+    *reinterpret_cast<uint4*>(to) = x;
+    return;
+  }
+  const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+}
+
 // Rows from `first` on, at most 64, of a request without keys: lse is that of the sinks.
 inline __device__ __noinline__ void clear_rows(const Segments& seg, int r, int half, int half_columns) {
   const Params& p = seg.p;
@@ -88,34 +99,87 @@ __device__ __forceinline__ void add_sinks(float sink, float& inv_sum, float& lse
   inv_sum *= exp2f(lse - total), lse = total;
 }
 
-// A request's rows, whole or as a part's partial result.
-template <class T>
-__device__ __forceinline__ void store_rows(const Segments& seg, int r, int half, Output<T>& out, float inv0, float inv1, float lse0,
-                                           float lse1) {
+// A whole request's rows with their sinks: 1 / sum and lse of the two rows of this lane; writes lse.
+__device__ __forceinline__ void finish_rows(const Segments& seg, int r, int half, int row0, float (&inv)[2], float (&lse)[2]) {
   const Params& p = seg.p;
-  const int t = threadIdx.x & 127, lane = t & 31, row0 = t / 32 * 16 + lane / 4, rows = seg.rows(r);
-  const int slot = seg.slot(r);
-  const int columns = p.latent - half * T::kOutN;
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    const int row = seg.m_block * T::kM + row0 + e * 8;
-    const bool live = row < rows, lead = live && (lane & 3) == 0;
-    float inv = e ? inv1 : inv0, lse = e ? lse1 : lse0;
-    if (slot < 0) {
-      if (p.sink_log2) add_sinks(p.sink_log2[row % p.heads], inv, lse);
-      if (lead && half == 0) seg.store_lse(r, row, lse);
-      out.store(reinterpret_cast<uint16_t*>(p.out) + (live ? seg.out_at(r, row) : 0) + half * T::kOutN, p.out_aligned, e, inv, live,
-                columns);
-    } else {
-      const int64_t at = static_cast<int64_t>(slot) * p.seqlen_q * p.heads + row;
-      if (lead) p.lse_parts[static_cast<int64_t>(half) * 2 * p.parts * p.seqlen_q * p.heads + at] = lse;
-      out.store_partial(p.out_parts + at * p.latent + half * T::kOutN, e, inv, live, columns);
+    const int row = row0 + e * 8;
+    if (p.sink_log2) add_sinks(p.sink_log2[row % p.heads], inv[e], lse[e]);
+    if (half == 0 && (threadIdx.x & 3) == 0 && row < seg.rows(r)) seg.store_lse(r, row, lse[e]);
+  }
+}
+
+// A whole request's rows, from registers.
+template <class T>
+__device__ __forceinline__ void store_direct(const Segments& seg, int r, int half, Output<T>& out, float (&inv)[2], float (&lse)[2]) {
+  const Params& p = seg.p;
+  const int t = threadIdx.x & 127, row0 = seg.m_block * T::kM + t / 32 * 16 + (t & 31) / 4, rows = seg.rows(r);
+  finish_rows(seg, r, half, row0, inv, lse);
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int row = row0 + e * 8;
+    const bool live = row < rows;
+    out.store(reinterpret_cast<uint16_t*>(p.out) + (live ? seg.out_at(r, row) : 0) + half * T::kOutN, p.out_aligned, e, inv[e], live,
+              p.latent - half * T::kOutN);
+  }
+}
+
+// The same through `stage`, the half of the last block's latents, so that 128 bytes of a row are stored side by side. Each warp has its own
+// 16 rows there, once all warps' O has read the keys.
+template <class T>
+__device__ __forceinline__ void store_staged(const Segments& seg, int r, int half, const Output<T>& out, float (&inv)[2], float (&lse)[2],
+                                             uint8_t* stage) {
+  const Params& p = seg.p;
+  const int t = threadIdx.x & 127, lane = t & 31, first = seg.m_block * T::kM + t / 32 * 16, rows = seg.rows(r) - first;
+  ptx::named_barrier_sync(2 + half, 128);
+  if (rows <= 0) return;
+  finish_rows(seg, r, half, first + lane / 4, inv, lse);
+  constexpr int kBox = T::kM * 128, kBoxes = T::kHalfBoxes * T::kBoxBytes / kBox;  // boxes of 64 columns that the stage holds
+  static_assert(kBoxes > 0 && T::kHalfBoxes % kBoxes == 0);
+  const uint32_t base = ptx::shared_address(stage) + t / 32 * 16 * 128, to = base + (lane & 15) * 128;
+  const int64_t at = seg.out_at(r, first + min(lane & 15, rows - 1));
+#pragma unroll
+  for (int c0 = 0; c0 < T::kHalfBoxes; c0 += kBoxes) {
+#pragma unroll
+    for (int i = 0; i < kBoxes * 8; i += 2) {  // groups of 8 columns
+      const float* o = out.o + (c0 * 8 + i) * 4;
+      ptx::stmatrix_x4(to + i / 8 * kBox + (((i % 8 + lane / 16) ^ (lane & 7)) << 4), T::Element::pack(o[0] * inv[0], o[1] * inv[0]),
+                       T::Element::pack(o[2] * inv[1], o[3] * inv[1]), T::Element::pack(o[4] * inv[0], o[5] * inv[0]),
+                       T::Element::pack(o[6] * inv[1], o[7] * inv[1]));
     }
+    __syncwarp();
+#pragma unroll 1
+    for (int k = 0; k < 4; ++k) {
+      const int row = lane / 8 + k * 4, column = half * T::kOutN + c0 * 64 + lane % 8 * 8;
+      uint16_t* to_row = reinterpret_cast<uint16_t*>(p.out) + __shfl_sync(~0u, at, row) + column;
+#pragma unroll
+      for (int c = 0; c < kBoxes; ++c) {
+        const uint4 x = ptx::load_shared_16(base + row * 128 + c * kBox + ((lane % 8 ^ (row & 7)) << 4));
+        if (row < rows && column + c * 64 < p.latent) store_eight(to_row + c * 64, x, p.out_aligned);
+      }
+    }
+    __syncwarp();
   }
-  if (slot >= 0) {  // tell those who have the request's other parts
-    ptx::named_barrier_sync(2 + half, 128);
-    if (t == 0) add_release(p.arrived + (static_cast<int64_t>(r) * p.tiles + seg.m_block) * 2 + half, 1);
+  ptx::fence_async_proxy();  // TMA writes there next
+}
+
+// A part's partial result.
+template <class T>
+__device__ __forceinline__ void store_part(const Segments& seg, int r, int slot, int half, Output<T>& out, const float (&inv)[2],
+                                           const float (&lse)[2]) {
+  const Params& p = seg.p;
+  const int t = threadIdx.x & 127, row0 = seg.m_block * T::kM + t / 32 * 16 + (t & 31) / 4, rows = seg.rows(r);
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int row = row0 + e * 8;
+    const bool live = row < rows;
+    const int64_t slot_rows = static_cast<int64_t>(p.seqlen_q) * p.heads, at = slot * slot_rows + row;
+    if (live && (t & 3) == 0) p.lse_parts[half * 2 * p.parts * slot_rows + at] = lse[e];
+    out.store_partial(p.out_parts + at * p.latent + half * T::kOutN, e, inv[e], live, p.latent - half * T::kOutN);
   }
+  ptx::named_barrier_sync(2 + half, 128);  // tell those who have the request's other parts
+  if (t == 0) add_release(p.arrived + (static_cast<int64_t>(r) * p.tiles + seg.m_block) * 2 + half, 1);
 }
 
 // The ring's loads as an output warpgroup issues them.
@@ -256,10 +320,14 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       // 1 / sum and lse are there until entry n is released.
       const bool last = i == left - 1;
       const int at = sm.pipe.rope_slot(n) * T::kM + row0;
-      const float inv0 = last ? sm.inv_sum[0][at] : 0, inv1 = last ? sm.inv_sum[0][at + 8] : 0;
-      const float lse0 = last ? sm.lse[0][at] : 0, lse1 = last ? sm.lse[0][at + 8] : 0;
+      float inv[2] = {last ? sm.inv_sum[0][at] : 0, last ? sm.inv_sum[0][at + 8] : 0};
+      float lse[2] = {last ? sm.lse[0][at] : 0, last ? sm.lse[0][at + 8] : 0};
+      const int part_slot = last ? seg.slot(r) : -1;
+      const bool whole = last && part_slot < 0;
+      if (T::kStaged && whole) store_staged<T>(seg, r, half, out, inv, lse, sm.latent[sm.pipe.slot(n)][half * T::kHalfBoxes]);
       advance();
-      if (last) store_rows<T>(seg, r, half, out, inv0, inv1, lse0, lse1);
+      if (!T::kStaged && whole) store_direct<T>(seg, r, half, out, inv, lse);
+      if (part_slot >= 0) store_part<T>(seg, r, part_slot, half, out, inv, lse);
     }
   }
 }

@@ -156,11 +156,12 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
       if constexpr (T::kHeadRope) {
         // Block-diagonal rope: k-step h holds head h's 16 columns. A loop: unrolled, all fragments would live at once.
         const int head0 = r0 % p.heads, head1 = r1 % p.heads;
+        constexpr int kBoxes = 2;  // at a time
 #pragma unroll 1
-        for (int c = 0; c < T::kRopeBoxes; ++c) {
-          uint32_t a[4][4];
+        for (int c = 0; c < T::kRopeBoxes; c += kBoxes) {
+          uint32_t a[kBoxes * 4][4];
 #pragma unroll
-          for (int h = 0; h < 4; ++h) {
+          for (int h = 0; h < kBoxes * 4; ++h) {
             const int head = c * 4 + h;
             const bool own0 = head0 == head, own1 = head1 == head;
             a[h][0] = own0 ? q.rope[0] : 0, a[h][1] = own1 ? q.rope[1] : 0;
@@ -168,7 +169,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
           }
           ptx::wgmma_fence();
 #pragma unroll
-          for (int h = 0; h < 4; ++h) ptx::wgmma_rs<E, 0>(s, a[h], rd + c * (T::kBoxBytes >> 4) + h * 2, 1);
+          for (int h = 0; h < kBoxes * 4; ++h) ptx::wgmma_rs<E, 0>(s, a[h], rd + box(c * 4 + h), 1);
           ptx::wgmma_commit();
           ptx::wgmma_wait<0>();
         }

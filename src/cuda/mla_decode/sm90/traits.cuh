@@ -47,6 +47,8 @@ struct Traits {
   static_assert(kStages <= 6);  // a walk is kAhead entries ahead: at least three more
   // P(n) is published when S(n + 1) has issued so many of its k-steps; -1: before it begins. With a third block O(n) can wait so long.
   static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && kKeys == Keys::boxes ? 28 : -1;
+  // Rows pass through shared memory on their way out; where products are the limit, what they pass through is wanted back at once.
+  static constexpr bool kStaged = kPublishAt < 0;
 };
 
 // The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
@@ -134,8 +136,8 @@ struct Segments {
   }
   // -1: this part has all of the request; else where its partial result goes.
   __device__ __forceinline__ int slot(int r) const {
-    if (begin(r) == 0 && end(r) == blocks(r)) return -1;
-    return 2 * static_cast<int>(blockIdx.y) + (r != part.r0);
+    const int parts = r == part.r0 ? part.count0 : r == part.r1 ? part.count1 : 1;
+    return parts == 1 ? -1 : 2 * static_cast<int>(blockIdx.y) + (r != part.r0);
   }
   // How many ring entries the queries of this row tile take.
   __device__ __forceinline__ int q_entries(int r) const { return (min(64, rows(r) - m_block * 64) + block_n - 1) / block_n; }
