@@ -25,7 +25,7 @@ class Barrier:
 class Ring:
     """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1).
 
-    keys: "boxes"; "gathered", a block is asked for while the next one's O runs; "narrow", an output warpgroup widens it from a ring of two.
+    keys: "boxes"; "whole", one warp asks for both halves and the rope keys; "gathered", a block is asked for while the next one's O runs; "narrow", an output warpgroup widens it from a ring of two.
     """
 
     def __init__(self, rng, stages, rope_stages, late, requests, keys="boxes", statistics=None):
@@ -64,6 +64,9 @@ class Ring:
         yield "step"
         self.rope[n % self.rope_stages] = ("rope", n)
         self.rope_full[n % self.rope_stages].arrive()
+
+    def whole(self, n):
+        return [self.load(n, 0), self.load(n, 1), self.load_rope(n)]
 
     def publish(self, n):
         for half in (0, 1):
@@ -105,6 +108,9 @@ class Ring:
         if self.keys == "narrow":
             self.agents += [self.load_raw(i, half) for i in first]
         for i in first:
+            if self.keys == "whole":
+                self.agents += self.whole(i) if half == 0 else []
+                continue
             if half == 1 and i < self.rope_stages:
                 self.agents.append(self.load_rope(i))
             if self.keys == "narrow":
@@ -124,6 +130,12 @@ class Ring:
                 yield "step"
             assert entry != "k1" or self.statistics[n % len(self.statistics)] == n, "statistics"
             self.free[slot][half].arrive()
+            if self.keys == "whole":
+                if half == 0 and n + self.stages < len(self.entries):
+                    yield self.free[slot][0], phase
+                    yield self.free[slot][1], phase
+                    self.agents += self.whole(n + self.stages)
+                continue
             if half == 1 and n + self.rope_stages < len(self.entries):
                 yield self.free[slot][0], phase
                 yield self.free[slot][1], phase
@@ -152,7 +164,7 @@ class Ring:
 
 
 # Those of the instances in src/cuda/mla_decode/sm90: stages, rope stages, whether P may be late.
-SHAPES = [(2, 2, False), (3, 2, True), (3, 2, False), (3, 3, False), (6, 3, False), (3, 2, False, "gathered"), (2, 2, False, "narrow")]
+SHAPES = [(2, 2, False), (3, 2, True), (3, 2, False), (3, 3, False), (6, 3, False), (3, 3, False, "whole"), (3, 2, False, "gathered"), (2, 2, False, "narrow")]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -14,8 +14,8 @@ void launch(const Params& p, const Arrays& a, void* stream) {
   using Storage = SharedStorage<T>;
   static_assert(sizeof(Storage) <= T::kShared);
   constexpr bool half = std::is_same_v<typename T::Element, F16>;
-  const Maps maps{T::kNarrow ? byte_map(a.ckv, T::kN, T::kOutN) : box_map(a.ckv, T::kN, half), box_map(a.kpe, T::kN, half),
-                  box_map(a.q_nope, T::kN, half), box_map(a.q_pe, T::kN, half)};
+  const Maps maps{T::kNarrow ? byte_map(a.ckv, T::kN, T::kOutN) : box_map(a.ckv, T::kBoxRows, half), box_map(a.kpe, T::kBoxRows, half),
+                  box_map(a.q_nope, T::kBoxRows, half), box_map(a.q_pe, T::kBoxRows, half)};
   const auto kernel = mla_decode_kernel<T>;
   static OncePerDevice prepared;  // the attribute takes 0.4 us
   prepared([&] { check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)), "preparing mla_decode_sm90"); });

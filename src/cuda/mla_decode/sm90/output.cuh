@@ -191,7 +191,9 @@ struct Refill {
   int half;
   [[no_unique_address]] std::conditional_t<T::kGathered, Gather<T>, Entry> gather{};
 
-  __device__ __forceinline__ bool loads() const { return T::kGathered || T::kNarrow || threadIdx.x % 128 < 32; }  // warp 0, or all
+  __device__ __forceinline__ bool loads() const {  // warp 0, left's alone, or all
+    return T::kGathered || T::kNarrow || (threadIdx.x % 128 < 32 && (half == 0 || !T::kOneLoader));
+  }
 
   // The first entries. At first queries alone: they need no page number.
   __device__ __forceinline__ void fill(bool queries) {
@@ -219,8 +221,12 @@ struct Refill {
         widen<T>(sm, i, half, maps, seg);
       } else {
         if (e.at != kEnd && (e.at <= kQ) == queries && ptx::elect_one()) {
-          if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, seg);
-          load_latent<T>(sm, i, half, e, maps, seg);
+          if constexpr (T::kOneLoader) {
+            load_block<T>(sm, i, e, maps, seg);
+          } else {
+            if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, seg);
+            load_latent<T>(sm, i, half, e, maps, seg);
+          }
         }
       }
       __syncwarp();
@@ -229,7 +235,7 @@ struct Refill {
   // Rope keys of a later block over P(n), which both warpgroups must have used.
   __device__ __forceinline__ void rope(uint32_t n) {
     const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
-    if (half == 0 || !(T::kGathered || threadIdx.x % 128 < 32) || e.at == kEnd) return;
+    if (T::kOneLoader || half == 0 || !(T::kGathered || threadIdx.x % 128 < 32) || e.at == kEnd) return;
     sm.pipe.wait_free(n, 0), sm.pipe.wait_free(n, 1);
     if constexpr (T::kGathered)
       gather.rope(sm, n + T::kRopeStages, e, maps, seg);
@@ -237,19 +243,23 @@ struct Refill {
       load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
     __syncwarp();
   }
-  // This half of block n, which this warpgroup has used.
+  // This half of block n, which this warpgroup has used; or all of it.
   __device__ __forceinline__ void latent(uint32_t n) {
     const uint32_t m = n + T::kLatentStages;
     const volatile Entry& e = sm.entry(half, m);
     if (!loads() || e.at == kEnd) return;
     sm.pipe.wait_free(n, half);
+    if (T::kOneLoader) sm.pipe.wait_free(n, 1);
     if constexpr (T::kGathered) {
       gather.latent(sm, m, half, e, maps, seg);
       gather.ask_page(sm.entry(half, m + 1), seg);
     } else if constexpr (T::kNarrow) {
       widen<T>(sm, m, half, maps, seg);
     } else if (ptx::elect_one()) {
-      load_latent<T>(sm, m, half, e, maps, seg);
+      if constexpr (T::kOneLoader)
+        load_block<T>(sm, m, e, maps, seg);
+      else
+        load_latent<T>(sm, m, half, e, maps, seg);
     }
     __syncwarp();
   }

@@ -25,6 +25,9 @@ struct Traits {
   static constexpr bool kHeadRope = kRope == Rope::heads, kGathered = kKeys == Keys::gathered, kNarrow = kKeys == Keys::narrow;
   using Wide = std::conditional_t<kNarrow, F16, Element>;  // of latents, of Q beside them and of P, as wgmma reads them
   static constexpr int kThreads = 384;
+  // One warp loads whole blocks in boxes of few rows, in the order of memory: faster where rows are short (docs/hopper-mla.md).
+  static constexpr bool kOneLoader = kKeys == Keys::boxes && !kHeadRope && kLatentBoxes == 4;
+  static constexpr int kBoxRows = kOneLoader ? 8 : kN;
   static constexpr int kBoxBytes = kN * 128;                                    // kN keys x 64 columns, 128-byte swizzle
   static constexpr int kAccS = kN / 2;                                          // accumulator registers of S
   static constexpr int kHalfBoxes = kLatentBoxes / 2, kOutN = kHalfBoxes * 64;  // columns of an output warpgroup
@@ -41,6 +44,7 @@ struct Traits {
   static constexpr int kLatentBytes = kLatentBoxes * kBoxBytes, kRopeBytes = kRopeBoxes * kBoxBytes;
   static constexpr int kLatentStages = kStages;
   static constexpr int kRopeStages = kStages >= 3 && kKeys == Keys::boxes && kRing >= 3 * (kLatentBytes + kRopeBytes) ? 3 : 2;
+  static_assert(!kOneLoader || kRopeStages == kStages);
   static_assert(kStages * kLatentBytes + kRopeStages * kRopeBytes + kRawBytes <= kRing);
   // What is known of the ring before the first load.
   static constexpr int kFirst = kStages + (kNarrow ? kRawStages : kGathered);
