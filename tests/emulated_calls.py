@@ -241,6 +241,8 @@ def hopper_mla(pattern):
             "320_0-cap": {"latent": 320, "rope": 0, "options": {"logits_soft_cap": 1.0}},
             "heads": {"latent": 512, "rope": 16, "head_rope": True, "heads": 5},
             "one": {"batch": 1, "kv_lens": (1500,)},
+            "equal": {"batch": 6, "kv_lens": (300, 290, 257, 320, 300, 300)},  # as many blocks each
+            "equal-heads": {"batch": 1, "kv_lens": (700,), "latent": 512, "rope": 16, "head_rope": True},
             "many": {"batch": 450, "kv_lens": tuple(i * 37 % 90 for i in range(450)), "heads": 3},
         },
     )
