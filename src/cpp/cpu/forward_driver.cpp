@@ -68,11 +68,15 @@ int64_t choose_block_q(const AttentionProblem& p, int64_t element, bool tiles) {
   return rows;
 }
 
-// Keys of a tile for AMX: O passes through the tile registers once a visit, P has to stay in L1 meanwhile. Where head dims are small 512
-// are faster than 256, else as fast or slower. Rows that an operation makes are made for 256.
-int64_t choose_tile_keys(const AttentionProblem& p, int64_t parts, bool made) {
-  constexpr int64_t kKeys = 256, kBytes = 192 << 10;
-  return made || 2 * kKeys * (p.head_dim + p.head_dim_v) * 2 * parts > kBytes ? kKeys : 2 * kKeys;
+// Keys of a tile for AMX: as many as L2 has room for, since a tile costs every panel of rows a pass over O. Few rows, and parts of the
+// range of keys, want smaller ones; rows that an operation makes are made for 256.
+int64_t choose_tile_keys(const AttentionProblem& p, const Config& config, int64_t parts, bool made) {
+  constexpr int64_t kMade = 256, kFew = 512, kLargest = 2048, kBytes = 1344 << 10;
+  if (made) return kMade;
+  if (p.q_seqs.longest * p.group <= kFew || config.num_splits > 1) return kFew;
+  int64_t keys = kLargest;
+  while (keys > kFew && keys * (p.head_dim + p.head_dim_v) * 2 * parts > kBytes) keys /= 2;
+  return keys;
 }
 
 // A tile of K and V within a fifth of L2. At head_dim 128, 144 keys are 1% faster than 96 and as fast as 240.
@@ -285,7 +289,7 @@ Plan plan_forward(const ForwardIsa& isa, const AttentionProblem& p, const Config
   const int64_t longest = std::max<int64_t>(1, p.q_seqs.longest * p.group);
   plan.block_q = ceil_div(std::min(plan.block_q, longest), lanes) * lanes;
   plan.block_k = config.block_k         ? config.block_k
-                 : isa.tile_parts > 0 ? choose_tile_keys(p, isa.tile_parts, hooks != nullptr)
+                 : isa.tile_parts > 0 ? choose_tile_keys(p, config, isa.tile_parts, hooks != nullptr)
                                       : choose_block_k(p, element);
   plan.block_k = ceil_div(std::min(plan.block_k, std::max<int64_t>(1, p.k_seqs.longest)), isa.block_step) * isa.block_step;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(p.k_seqs.longest, plan.block_k));

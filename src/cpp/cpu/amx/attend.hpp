@@ -1,24 +1,21 @@
 // Forward attention of one unit on tiles: the scheme of cpu/forward/attend.hpp, its passes over scores, its state, with both
 // products on AMX. Scores pass in groups of 64 keys by a panel of 32 rows, 8 KB, so they never leave L1:
 //
-//   for tiles of block_k keys:  K, V to scratch
+//   for tiles of block_k keys, all of them where L2 has room
 //     for panels of rows
-//       for groups of keys:  P^T = softmax(S^T), and beside it, step by step, S^T of the next group = K Q^T
-//       O^T += V^T P^T, and beside it tiles of bias, and what is needed soon asked for
-//       out, where these were the panel's last keys
+//       for groups of keys:  P^T = softmax(S^T), and beside it, between all dots, S^T of the next group = K Q^T
+//       O^T += V^T P^T, and beside it tiles of bias, and what other panels need: Q, K and V packed, out written
 //
 // The dots of 32 keys take 8 (head_dim + head_dim_v) / 32 * 16 cycles of the tile unit, their softmax some 300 of the vector units; what
-// stands beside each other overlaps. Products of values have no softmax beside them: that would take a second P, and there is no room
-// for it in L1 (48 KB: P 16 to 32, S 16, Q 8). A panel's queries are packed before its first visit.
+// stands beside each other overlaps. Products of values have no softmax beside them: that would take a second P. A panel meets a tile in
+// one visit, with P of all its keys: a visit costs as much as ten steps of four dots, more than P gains by staying in L1.
 //
 // Limits: elements of v times p reach infinity a factor 2^kSlack earlier; with two or three parts an infinity in q, k or v becomes a
 // NaN in the rows that see it, for another operand's lower part may be zero or negative; parts below 2^-126 are lost.
 #pragma once
 
 #include "cpu/amx/bias.hpp"
-#include "cpu/amx/state.hpp"
-#include "cpu/forward/ahead.hpp"
-#include "cpu/forward/rows.hpp"
+#include "cpu/amx/chores.hpp"
 
 namespace attile::ATTILE_ISA {
 
@@ -29,11 +26,10 @@ class TileAttention {
  public:
   TileAttention(const Unit& unit, bool finish)
       : u(unit),
-        finish_(finish),
-        chunks_((u.head_dim + kTileStep - 1) / kTileStep),
         bias_(unit),
-        state_(unit, scores_are_natural(u) && !bias_.used() ? kLog2E<float> : static_cast<float>(u.softmax_scale * kLog2E<double>)),
-        blocks_((state_.columns + kTileStep - 1) / kTileStep),
+        apart_(!finish || u.key_end - u.key_begin > u.block_k),
+        state_(unit, scores_are_natural(u) && !bias_.used() ? kLog2E<float> : static_cast<float>(u.softmax_scale * kLog2E<double>), apart_),
+        chores_(unit, state_, apart_, finish),
         without_bias_(unit) {
     without_bias_.bias_dtype = DType::none;
     for (int64_t panel = 0; panel < state_.panels; ++panel) seen_[panel] = panel_keys(state_.rows(panel), kTileLanes);
@@ -41,7 +37,8 @@ class TileAttention {
 
   template <int kDegree>
   void attend(int64_t tile_begin, int64_t tile_end) {
-    pack(tile_begin, tile_end);
+    chores_.begin_tile(tile_begin, tile_end);
+    read_key_ids(u, tile_begin, tile_end - tile_begin);
     const int64_t visit_count = find_visits(tile_begin, tile_end);
     if (visit_count == 0) return;
     const auto visit = [&](int64_t i) { return i < visit_count ? &visits_[i] : nullptr; };
@@ -52,6 +49,7 @@ class TileAttention {
     make_bias(visit(0), visit(1));
     for (int64_t i = 0; i < visit_count; ++i) {
       const Visit& now = visits_[i];
+      chores_.open(now, visit(i + 1), visit(i + 2));
       for (int64_t g = 0; g < now.groups; ++g) {
         const Group group = group_of(now, g);
         float* s = scores(turn);
@@ -63,10 +61,14 @@ class TileAttention {
         const bool last = g + 1 == now.groups;
         const Visit* next = last ? visit(i + 1) : &now;
         if (next) {
-          const int64_t next_group = last ? 0 : g + 1, steps = group_of(*next, next_group).steps * chunks_;
-          const int64_t pairs = (group.steps * kStepPairs + steps - 1) / steps;
-          if (last && next->begins) pack_queries(*next);
-          scores_of<kDegree>(*next, next_group, scores(1 - turn), [&]() __attribute__((always_inline)) { softmax.advance(pairs); });
+          const int64_t next_group = last ? 0 : g + 1, calls = group_of(*next, next_group).steps * chores_.chunks * kScoreCalls;
+          const int64_t pairs = (group.steps * kStepPairs + calls - 1) / calls;
+          if (last) chores_.pack(*next);
+          if (kScorePace == Pace::dot && pairs == 1) {
+            scores_of<kDegree>(*next, next_group, scores(1 - turn), [&]() __attribute__((always_inline)) { softmax.advance(); });
+          } else {
+            scores_of<kDegree>(*next, next_group, scores(1 - turn), [&]() __attribute__((always_inline)) { softmax.advance(pairs); });
+          }
         }
         if (beside) {
           softmax.finish();
@@ -77,8 +79,9 @@ class TileAttention {
         turn = 1 - turn;
       }
       values_beside(now, visit(i + 1), visit(i + 2));
-      if (now.ends) complete(now.panel);
+      if (now.ends) chores_.leave(now.panel);
     }
+    chores_.complete_left();
   }
 
   // Panels that have seen nothing.
@@ -86,38 +89,28 @@ class TileAttention {
     for (int64_t panel = 0; panel < state_.panels; ++panel) {
       if (begun_[panel]) continue;
       state_.clear_out(panel);
-      complete(panel);
+      chores_.complete(panel);
     }
   }
 
  private:
+  // Code for one part alone is small enough to stand between all dots.
+  static constexpr Pace kScorePace = kParts == 1 ? Pace::dot : Pace::step;
+  static constexpr int kScoreCalls = kScorePace == Pace::dot ? 4 : 1;  // a step
+
   const Unit& u;
-  const bool finish_;
-  const int64_t chunks_;  // of 32 dims
   BiasTiles bias_;
+  const bool apart_;  // a panel's queries and O are needed again after those of others
   const TileState<kParts> state_;
-  const int64_t blocks_;  // of 32 columns
+  TileChores<kParts> chores_;
   Unit without_bias_;
-  int64_t tile_steps_ = 0;
   PanelKeys seen_[kMostPanels];
   bool begun_[kMostPanels] = {};
   Visit visits_[kMostPanels];
-  RowsAhead out_ahead_, mask_ahead_, queries_ahead_, bias_ahead_;
+  RowsAhead mask_ahead_, bias_ahead_;
 
-  char* queries(int64_t panel) const { return static_cast<char*>(u.scratch.q) + panel * chunks_ * kParts * kStepBytes; }
   float* scores(int turn) const { return static_cast<float*>(u.scratch.scores) + turn * kGroup * kTileLanes; }
   char* probabilities() const { return static_cast<char*>(u.scratch.probabilities); }
-
-  void pack(int64_t tile_begin, int64_t tile_end) {
-    const int64_t keys = tile_end - tile_begin;
-    tile_steps_ = (keys + kTileStep - 1) / kTileStep;
-    with_rows(u, tile_begin, [&](auto k_row, auto v_row) {
-      const int64_t all = (u.maker.make ? tile_end : u.key_end) - tile_begin;  // rows that exist
-      pack_key_tiles<kParts>(k_row, keys, u.head_dim, static_cast<char*>(u.scratch.k), all);
-      pack_value_tiles<kParts>(v_row, keys, u.head_dim_v, static_cast<char*>(u.scratch.v), all);
-    });
-    read_key_ids(u, tile_begin, keys);
-  }
 
   int64_t find_visits(int64_t tile_begin, int64_t tile_end) {
     int64_t count = 0;
@@ -150,12 +143,8 @@ class TileAttention {
     };
     ask_for_queries(first);
     ask_for_queries(second);
-    if (first->begins) pack_queries(*first);
+    chores_.pack(*first);
     make_bias(nullptr, first);
-  }
-
-  __attribute__((noinline)) void pack_queries(const Visit& visit) const {
-    pack_query_tiles<kParts>([rows = visit.rows](int64_t l) { return rows[l].q; }, u.head_dim, queries(visit.panel));
   }
 
   void make_bias(const Visit* visit, const Visit* next) {
@@ -163,15 +152,13 @@ class TileAttention {
     bias_.make(bias_.left());
   }
 
-  // Asked for beside a visit: where its out goes, the mask of the next one, the queries and the bias of the one after that.
+  // Asked for beside a visit: the mask of the next one, the bias of the one after that.
   __attribute__((noinline)) void look_ahead(const Visit& now, const Visit* next, const Visit* then) {
-    const int64_t calls = blocks_ * now.steps;
+    const int64_t calls = chores_.blocks * now.steps;
     const auto rows_of = [&](const auto& first_row, int64_t first, int64_t bytes) {
       return RowsAhead(first_row, kTileLanes, first, bytes, calls);
     };
-    if (now.ends && finish_) out_ahead_ = rows_of(now.rows->out, 0, u.head_dim_v * kElementBytes<kParts>);
     if (next && u.mask_bytes != 0) mask_ahead_ = rows_of(next->rows->mask, next->key * u.mask_stride, next->keys * u.mask_stride);
-    if (then && then->begins) queries_ahead_ = rows_of(then->rows->q, 0, u.head_dim * kElementBytes<kParts>);
     if (then && u.bias_dtype != DType::none) bias_ahead_ = rows_of(then->rows->bias, then->key * u.bias_stride, then->keys * u.bias_stride);
   }
 
@@ -179,29 +166,29 @@ class TileAttention {
   template <int kDegree, class Between>
   inline __attribute__((always_inline)) void scores_of(const Visit& visit, int64_t g, float* s, Between between) const {
     const Group group = group_of(visit, g);
-    const char* k = static_cast<const char*>(u.scratch.k) + group.first / kTileStep * chunks_ * kParts * kStepBytes;
+    const char* k = chores_.keys(group.first);
     const bool has_bias = kParts == 1 && bias_.holds(visit, g);
     for (int64_t i = 0; i < group.steps; ++i) {
       zero_product<2>();
       if (has_bias) bias_.add(g * kGroupSteps + i);
-      continue_product<kParts, kDegree == kAccurate, 2>(k, queries(visit.panel), chunks_, between);
+      continue_product<kParts, kDegree == kAccurate, 2, kScorePace>(k, chores_.queries(visit.panel), chores_.chunks, between);
       store_product<2>(s);
-      k += chunks_ * kParts * kStepBytes;
+      k += chores_.chunks * kParts * kStepBytes;
       s += kTileStep * kTileLanes;
     }
   }
 
-  // O (+)= V^T P^T, 32 columns at a time: P stays in L1 meanwhile, V passes.
+  // O (+)= V^T P^T, 32 columns at a time.
   template <class Between>
   inline __attribute__((always_inline)) void values_of(const Visit& visit, Between between) const {
-    const char* v = static_cast<const char*>(u.scratch.v) + visit.first / kTileStep * kParts * kStepBytes;
+    const char* v = chores_.values(visit.first);
     float* o = state_.out(visit.panel);
     int64_t column = 0;
     for (; state_.columns - column >= kTileStep; column += kTileStep) {
       visit.begins ? zero_product<2>() : load_product<2>(o);
       continue_product<kParts, false, 2>(v, probabilities(), visit.steps, between);
       store_product<2>(o);
-      v += tile_steps_ * kParts * kStepBytes;
+      v += chores_.values_block_bytes();
       o += kTileStep * kTileLanes;
     }
     if (column == state_.columns) return;
@@ -213,15 +200,15 @@ class TileAttention {
   __attribute__((noinline)) void values_beside(const Visit& now, const Visit* next, const Visit* then) {
     look_ahead(now, next, then);
     bias_.queue(next, then);
-    const int64_t steps = blocks_ * now.steps, tiles = (bias_.left() + steps - 1) / steps;
+    const int64_t steps = chores_.blocks * now.steps, tiles = (bias_.left() + steps - 1) / steps;
     values_of(now, [&]() __attribute__((always_inline)) {
-      out_ahead_.ask();
       mask_ahead_.ask();
-      queries_ahead_.ask();
+      chores_.tick();
       bias_ahead_.ask();
       if (tiles > 0) bias_.make(tiles);
     });
     bias_.make(bias_.left());
+    chores_.close();
   }
 
   // The passes between product and softmax; keys beyond the visit's are unseen. Those before the first that a row does not see need no
@@ -235,14 +222,6 @@ class TileAttention {
     if (first < end) apply_positions<float, 2>(visit.rows, first, end - first, s + (first - key) * kTileLanes);
     for (int64_t i = group.keys * kTileLanes; i < group.steps * kTileStep * kTileLanes; i += kLanes<float>)
       store(s + i, broadcast<float>(-kInfinity<float>));
-  }
-
-  // A panel that has met all of its keys, while O is near.
-  __attribute__((noinline)) void complete(int64_t panel) const {
-    if (!u.normalize) state_.settle(panel);
-    if (!finish_) return;
-    const int64_t begin = panel * kTileLanes, end = begin + kTileLanes;
-    write_rows<float>(u, u.state, begin, end < u.count ? end : u.count);
   }
 };
 

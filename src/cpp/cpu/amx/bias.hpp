@@ -56,7 +56,8 @@ class BiasTiles {
 
   // C's registers += the bias of step `step` of a visit.
   inline __attribute__((always_inline)) void add(int64_t step) const {
-    for (int i = 0; i < parts_; ++i) product_step<1, false, 2>(reinterpret_cast<const char*>(quotient_[i]), tiles_ + step * kStepBytes);
+    for (int i = 0; i < parts_; ++i)
+      product_step<1, false, 2>(reinterpret_cast<const char*>(quotient_[i]), tiles_ + step * kStepBytes, [] {});
   }
 
   // What is to be made: a visit's tiles but for those of its first group, then those of the first group of the visit after it, whose scores

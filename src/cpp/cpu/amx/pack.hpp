@@ -99,35 +99,40 @@ inline void prefetch_rows(RowAt row_at, int64_t begin, int64_t end, int64_t byte
   }
 }
 
-// Rows row_at(0) to row_at(31): a panel.
+inline constexpr int kSides = kTileLanes / kWords;
+
+// Rows row_at(0) to row_at(31) are a panel's: chunk `chunk` of one side of 16 rows.
+template <int kParts, class RowAt>
+inline void pack_query_tile(RowAt row_at, int64_t chunk, int64_t side, int64_t head_dim, char* to) {
+  Vec<float> x[kParts][kWords];
+  for (int l = 0; l < kWords; ++l) {
+    const Chunk<kParts> elements = load_chunk<kParts>(row_at(side * kWords + l), chunk * kTileStep, head_dim);
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) x[i][l] = bit_cast<Vec<float>>(elements.part[i]);
+  }
+  to += chunk * kParts * kStepBytes + side * kTileBytes;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) {
+    transpose<float>(x[i]);
+#pragma GCC unroll 16
+    for (int w = 0; w < kWords; ++w) store(to + i * kStepBytes + w * kTileRowBytes, x[i][w]);
+  }
+}
+
+// A whole panel.
 template <int kParts, class RowAt>
 inline void pack_query_tiles(RowAt row_at, int64_t head_dim, char* to) {
-  for (int64_t d = 0; d < head_dim; d += kTileStep) {
-    for (int side = 0; side < kTileLanes / kWords; ++side) {
-      Vec<float> x[kParts][kWords];
-      for (int l = 0; l < kWords; ++l) {
-        const Chunk<kParts> chunk = load_chunk<kParts>(row_at(side * kWords + l), d, head_dim);
-#pragma GCC unroll 4
-        for (int i = 0; i < kParts; ++i) x[i][l] = bit_cast<Vec<float>>(chunk.part[i]);
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kParts; ++i) {
-        transpose<float>(x[i]);
-#pragma GCC unroll 16
-        for (int w = 0; w < kWords; ++w) store(to + i * kStepBytes + side * kTileBytes + w * kTileRowBytes, x[i][w]);
-      }
-    }
-    to += kParts * kStepBytes;
-  }
+  for (int64_t chunk = 0; chunk * kTileStep < head_dim; ++chunk)
+    for (int64_t side = 0; side < kSides; ++side) pack_query_tile<kParts>(row_at, chunk, side, head_dim, to);
 }
 
 inline constexpr int64_t kRowsAhead = 24;
 
-// `keys` rows and zeros up to a whole group. Rows to come, of `all` that exist, are asked for.
+// Rows [first, keys) and zeros up to a whole group, first a multiple of 32. Rows to come, of `all` that exist, are asked for.
 template <int kParts, class RowAt>
-inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* to, int64_t all = 0) {
+inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* to, int64_t all = 0, int64_t first = 0) {
   const int64_t chunks = (head_dim + kTileStep - 1) / kTileStep, padded = (keys + kTileStep - 1) / kTileStep * kTileStep;
-  for (int64_t j = 0; j < padded; ++j) {
+  for (int64_t j = first; j < padded; ++j) {
     const char* row = j < keys ? row_at(j) : nullptr;
     if (j + kRowsAhead < all) prefetch_rows(row_at, j + kRowsAhead, j + kRowsAhead + 1, head_dim * kElementBytes<kParts>);
     char* at = to + j / kTileStep * chunks * kParts * kStepBytes + j % kTileStep * kTileRowBytes;
@@ -139,37 +144,54 @@ inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* t
   }
 }
 
+// Chunk c of the 32 rows of step `step`, likewise.
+template <int kParts, class RowAt>
+inline void pack_key_chunk(RowAt row_at, int64_t step, int64_t c, int64_t keys, int64_t head_dim, char* to) {
+  const int64_t chunks = (head_dim + kTileStep - 1) / kTileStep;
+  to += (step * chunks + c) * kParts * kStepBytes;
+  for (int64_t l = 0; l < kTileStep; ++l) {
+    const int64_t j = step * kTileStep + l;
+    const Chunk<kParts> chunk = load_chunk<kParts>(j < keys ? row_at(j) : nullptr, c * kTileStep, head_dim);
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) store(to + i * kStepBytes + l * kTileRowBytes, chunk.part[i]);
+  }
+}
+
 // Interleaving within 128 bits leaves its halves' words at these columns.
 inline int64_t column_of(int half, int word) { return 4 * half + 8 * (word / 4) + word % 4; }
 
+// Half of the 32 columns of block `block`, group g of a tile of `groups` groups: rows up to `keys`, zeros beyond.
+template <int kParts, int kHalf, class RowAt>
+inline void pack_value_half(RowAt row_at, int64_t g, int64_t block, int64_t keys, int64_t head_dim_v, char* to, int64_t groups) {
+  Vec<float> x[kParts][kWords];
+  for (int w = 0; w < kWords; ++w) {
+    const int64_t j = g * kTileStep + 2 * w, d = block * kTileStep;
+    const Chunk<kParts> even = load_chunk<kParts>(j < keys ? row_at(j) : nullptr, d, head_dim_v);
+    const Chunk<kParts> odd = load_chunk<kParts>(j + 1 < keys ? row_at(j + 1) : nullptr, d, head_dim_v);
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) {
+      const __m512i a = (__m512i)even.part[i], b = (__m512i)odd.part[i];
+      x[i][w] = (Vec<float>)(kHalf ? _mm512_unpackhi_epi16(a, b) : _mm512_unpacklo_epi16(a, b));
+    }
+  }
+  to += (block * groups + g) * kParts * kStepBytes;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) {
+    transpose<float>(x[i]);
+#pragma GCC unroll 16
+    for (int w = 0; w < kWords; ++w) store(to + i * kStepBytes + column_of(kHalf, w) * kTileRowBytes, x[i][w]);
+  }
+}
+
+// Rows [first, keys) of such a tile. Rows to come are asked for likewise.
 template <int kParts, class RowAt>
-inline void pack_value_tiles(RowAt row_at, int64_t keys, int64_t head_dim_v, char* to, int64_t all) {
-  const int64_t groups = (keys + kTileStep - 1) / kTileStep;
-  for (int64_t g = 0; g < groups; ++g) {
+inline void pack_value_tiles(RowAt row_at, int64_t keys, int64_t head_dim_v, char* to, int64_t all, int64_t first, int64_t groups) {
+  for (int64_t g = first / kTileStep; g * kTileStep < keys; ++g) {
     const int64_t ahead = (g + 1) * kTileStep, end = ahead + kTileStep < all ? ahead + kTileStep : all;
     prefetch_rows(row_at, ahead, end, head_dim_v * kElementBytes<kParts>);
-    for (int64_t d = 0; d < head_dim_v; d += kTileStep) {
-      Vec<float> x[kParts][2][kWords];
-      for (int w = 0; w < kWords; ++w) {
-        const int64_t j = g * kTileStep + 2 * w;
-        const Chunk<kParts> even = load_chunk<kParts>(j < keys ? row_at(j) : nullptr, d, head_dim_v);
-        const Chunk<kParts> odd = load_chunk<kParts>(j + 1 < keys ? row_at(j + 1) : nullptr, d, head_dim_v);
-#pragma GCC unroll 4
-        for (int i = 0; i < kParts; ++i) {
-          x[i][0][w] = (Vec<float>)_mm512_unpacklo_epi16((__m512i)even.part[i], (__m512i)odd.part[i]);
-          x[i][1][w] = (Vec<float>)_mm512_unpackhi_epi16((__m512i)even.part[i], (__m512i)odd.part[i]);
-        }
-      }
-      char* at = to + (d / kTileStep * groups + g) * kParts * kStepBytes;
-#pragma GCC unroll 4
-      for (int i = 0; i < kParts; ++i) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          transpose<float>(x[i][half]);
-#pragma GCC unroll 16
-          for (int w = 0; w < kWords; ++w) store(at + i * kStepBytes + column_of(half, w) * kTileRowBytes, x[i][half][w]);
-        }
-      }
+    for (int64_t block = 0; block * kTileStep < head_dim_v; ++block) {
+      pack_value_half<kParts, 0>(row_at, g, block, keys, head_dim_v, to, groups);
+      pack_value_half<kParts, 1>(row_at, g, block, keys, head_dim_v, to, groups);
     }
   }
 }

@@ -43,24 +43,32 @@ struct PartProducts<3, kEvery> {
   static constexpr int kCount = 6, kA[kCount] = {2, 1, 1, 0, 0, 0}, kB[kCount] = {0, 0, 1, 1, 0, 2};
 };
 
+// How often vector work is called for: after every step of four dots, or four times a step, each time behind loads that so have time to
+// arrive. A core that retires in order holds some 500 instructions; dots that wait behind one another and behind their loads fill it.
+enum class Pace { step, dot };
+
 // Registers: C 0 to 3 (two rows of A's tiles by two of B's), A 4 and 5, B 6 and 7.
-template <int kParts, bool kEvery, int kRows, int kProduct = 0>
-inline __attribute__((always_inline)) void product_step(const char* a, const char* b) {
+template <int kParts, bool kEvery, int kRows, int kProduct = 0, class Within>
+inline __attribute__((always_inline)) void product_step(const char* a, const char* b, Within within) {
   using Products = PartProducts<kParts, kEvery>;
   constexpr int kA = Products::kA[kProduct], kB = Products::kB[kProduct], kBefore = kProduct > 0 ? kProduct - 1 : 0;
   constexpr bool kNewA = kProduct == 0 || kA != Products::kA[kBefore], kNewB = kProduct == 0 || kB != Products::kB[kBefore];
   const char *from_a = a + kA * kStepBytes, *from_b = b + kB * kStepBytes;
   if constexpr (kNewA) tile_load<4>(from_a);
   if constexpr (kNewB) tile_load<6>(from_b);
+  within();
   tile_dot_bf16<0, 4, 6>();
   if constexpr (kNewB) tile_load<7>(from_b + kTileBytes);
+  within();
   tile_dot_bf16<1, 4, 7>();
   if constexpr (kRows > 1) {
     if constexpr (kNewA) tile_load<5>(from_a + kTileBytes);
+    within();
     tile_dot_bf16<2, 5, 6>();
+    within();
     tile_dot_bf16<3, 5, 7>();
   }
-  if constexpr (kProduct + 1 < Products::kCount) product_step<kParts, kEvery, kRows, kProduct + 1>(a, b);
+  if constexpr (kProduct + 1 < Products::kCount) product_step<kParts, kEvery, kRows, kProduct + 1>(a, b, within);
 }
 
 // C's registers, kRows tiles of A by two of B: zeros, what lies at c, and back there.
@@ -94,14 +102,18 @@ inline __attribute__((always_inline)) void store_product(float* c) {
   }
 }
 
-// C's registers += A B over `steps`. `between` is called after every step: vector work that the dots' time covers.
-template <int kParts, bool kEvery, int kRows, class Between>
+// C's registers += A B over `steps`. `between` is called at that pace: vector work that the dots' time covers.
+template <int kParts, bool kEvery, int kRows, Pace kPace = Pace::step, class Between>
 inline __attribute__((always_inline)) void continue_product(const char* a, const char* b, int64_t steps, Between between) {
   for (int64_t i = 0; i < steps; ++i) {
-    product_step<kParts, kEvery, kRows>(a, b);
+    if constexpr (kPace == Pace::dot) {
+      product_step<kParts, kEvery, kRows>(a, b, between);
+    } else {
+      product_step<kParts, kEvery, kRows>(a, b, [] {});
+    }
     a += kParts * kStepBytes;
     b += kParts * kStepBytes;
-    between();
+    if constexpr (kPace == Pace::step) between();
   }
 }
 

@@ -96,24 +96,29 @@ class GroupSoftmax {
     }
   }
 
+  // The next pair of keys, if there is one.
+  inline __attribute__((always_inline)) void advance() {
+    if (pairs_ <= 0) return;
+    Vec<float> p[4];  // of the even key's rows, then of the odd one's
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vec<float> s = load<Vec<float>>(s_ + i * 16);
+      if constexpr (!kQuick) top[i % 2] = max(s, top[i % 2]);
+      p[i] = fma(s, factor_, shift_[i % 2]);
+    }
+    powers_of_two<kDegree, 4>(p);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum[i % 2] += p[i];
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) store_pair<kParts>(p[n], p[n + 2], p_ + n * kTileBytes);
+    s_ += 2 * kTileLanes;
+    p_ += pairs_ % kStepPairs == 1 ? kParts * kStepBytes - (kStepPairs - 1) * kTileRowBytes : kTileRowBytes;
+    --pairs_;
+  }
+
   // The next pairs of keys, at most `count`.
   inline __attribute__((always_inline)) void advance(int64_t count) {
-    for (; count > 0 && pairs_ > 0; --count, --pairs_) {
-      Vec<float> p[4];  // of the even key's rows, then of the odd one's
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const Vec<float> s = load<Vec<float>>(s_ + i * 16);
-        if constexpr (!kQuick) top[i % 2] = max(s, top[i % 2]);
-        p[i] = fma(s, factor_, shift_[i % 2]);
-      }
-      powers_of_two<kDegree, 4>(p);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) sum[i % 2] += p[i];
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n) store_pair<kParts>(p[n], p[n + 2], p_ + n * kTileBytes);
-      s_ += 2 * kTileLanes;
-      p_ += pairs_ % kStepPairs == 1 ? kParts * kStepBytes - (kStepPairs - 1) * kTileRowBytes : kTileRowBytes;
-    }
+    for (; count > 0 && pairs_ > 0; --count) advance();
   }
   inline __attribute__((always_inline)) void finish() { advance(pairs_); }
 

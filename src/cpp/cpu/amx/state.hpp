@@ -12,12 +12,14 @@ namespace attile::ATTILE_ISA {
 
 static_assert(kPanel<float> == kTileLanes);
 
+inline constexpr int64_t kOutSlots = 2;
+
 template <int kParts>
 class TileState {
  public:
-  // factor: takes scores to base 2.
-  TileState(const Unit& unit, float factor)
-      : u(unit), panels((u.count + kTileLanes - 1) / kTileLanes), columns(round_up(u.head_dim_v, kChunk)), factor(factor) {
+  // factor: takes scores to base 2. apart: every panel has an O of its own, not one of kOutSlots.
+  TileState(const Unit& unit, float factor, bool apart)
+      : u(unit), panels((u.count + kTileLanes - 1) / kTileLanes), columns(round_up(u.head_dim_v, kChunk)), factor(factor), apart_(apart) {
     for (int64_t l = 0, first = (panels - 1) * kTileLanes; l < kTileLanes; ++l)
       last_rows_[l] = u.rows[first + l < u.count ? first + l : u.count - 1];
     for (int64_t panel = 0; panel < panels; ++panel) begin(panel);
@@ -28,7 +30,10 @@ class TileState {
   const float factor;
 
   const QueryRow* rows(int64_t panel) const { return panel + 1 < panels ? u.rows + panel * kTileLanes : last_rows_; }
-  float* out(int64_t panel) const { return static_cast<float*>(u.state.out) + panel * columns * kTileLanes; }
+  float* out(int64_t panel) const { return static_cast<float*>(u.state.out) + (apart_ ? panel : panel % kOutSlots) * columns * kTileLanes; }
+
+  // The state as one of a whole block, of which this panel is right.
+  BlockState block(int64_t panel) const { return {u.state.max, u.state.sum, out(panel) - panel * columns * kTileLanes}; }
 
   void clear_out(int64_t panel) const {
     float* o = out(panel);
@@ -114,6 +119,7 @@ class TileState {
   }
 
  private:
+  const bool apart_;
   QueryRow last_rows_[kTileLanes];  // of the last panel, filled up with copies of the last row
 
   float* max_of(int64_t panel) const { return static_cast<float*>(u.state.max) + panel * kTileLanes; }
