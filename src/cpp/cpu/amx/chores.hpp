@@ -193,26 +193,30 @@ class TileChores {
     for (int64_t l = 0; l < rows; ++l) store_as<float, typename PartFormat<kParts>::type>(u.rows[first + l].out + d * kElement, x[l]);
   }
 
-  // What a chore reads or writes of memory: from part `tick` of kTicks on, as many parts.
+  // What a chore reads or writes of memory: from part `tick` of kTicks on, as many parts. Rows may begin anywhere in a line: the last
+  // piece of a row asks for one more.
   __attribute__((noinline)) void ask_for(int64_t chore, int64_t tick, int64_t ticks) const {
-    const auto ask = [=](auto row_at, int64_t rows, int64_t offset, int64_t bytes) {
+    const auto ask = [=](auto row_at, int64_t rows, int64_t offset, int64_t bytes, bool last) {
       const int64_t part = (rows + kTicks - 1) / kTicks, end = (tick + ticks) * part;
-      for (int64_t l = tick * part; l < end && l < rows; ++l) ask_lines(row_at(l) + offset, (bytes + kLine - 1) / kLine);
+      for (int64_t l = tick * part; l < end && l < rows; ++l) ask_lines(row_at(l) + offset, (bytes + kLine - 1) / kLine + last);
     };
     const int64_t i = chore - query_chores_;
     if (i < 0) {
       const auto row = query_row(coming_);
-      ask([&](int64_t l) { return row(chore % kSides * kWords + l); }, kWords, chore / kSides * kChunkBytes, kChunkBytes);
+      ask([&](int64_t l) { return row(chore % kSides * kWords + l); }, kWords, chore / kSides * kChunkBytes, kChunkBytes,
+          chore / kSides + 1 == chunks);
     } else if (chore < pack_chores_) {
       const int64_t first = (first_step_ + i / pieces()) * kTileStep, piece = i % pieces(), half = piece - chunks;
       const int64_t rows = tile_keys_ - first < kTileStep ? tile_keys_ - first : kTileStep;
       with_rows(u, tile_begin_, [&](auto k_row, auto v_row) {
-        if (half < 0) ask([&](int64_t l) { return k_row(first + l); }, rows, piece * kChunkBytes, kChunkBytes);
-        if (half >= 0 && half % 2 == 0) ask([&](int64_t l) { return v_row(first + l); }, rows, half / 2 * kChunkBytes, kChunkBytes);
+        if (half < 0) ask([&](int64_t l) { return k_row(first + l); }, rows, piece * kChunkBytes, kChunkBytes, piece + 1 == chunks);
+        if (half >= 0 && half % 2 == 0)
+          ask([&](int64_t l) { return v_row(first + l); }, rows, half / 2 * kChunkBytes, kChunkBytes, half / 2 + 1 == blocks);
       });
     } else {
       const int64_t block = chore - pack_chores_, first = out_row(block);
-      ask([from = u.rows + first](int64_t l) { return from[l].out; }, out_rows(first), out_column(block) * kElement, kWords * kElement);
+      ask([from = u.rows + first](int64_t l) { return from[l].out; }, out_rows(first), out_column(block) * kElement, kWords * kElement,
+          out_column(block) + kWords == u.head_dim_v);
     }
   }
 };
