@@ -104,12 +104,35 @@ inline void find_rows(const DecodeUnit& u, const DecodeKeys& keys, int64_t begin
   }
 }
 
+// Adds the rows of one array of a block: all heads of a key at once where they are neighbours, else in the order of memory.
+inline void add_rows(const char* const* rows, int64_t keys, const DecodeKeys& of, int64_t key_stride, int64_t head_stride, int64_t bytes,
+                     NextBlock& next) {
+  const int64_t heads = of.head_end - of.head_begin, first = of.head_begin * head_stride;
+  if (head_stride == bytes) {
+    next.add(keys, heads * bytes, [=](int64_t j) { return rows[j] + first; });
+  } else if (head_stride < key_stride) {
+    for (int64_t j = 0; j < keys; ++j) next.add(heads, bytes, [=](int64_t h) { return rows[j] + first + h * head_stride; });
+  } else {
+    for (int64_t h = 0; h < heads; ++h) next.add(keys, bytes, [=](int64_t j) { return rows[j] + first + h * head_stride; });
+  }
+}
+
+// The next block's rows, at `address` K's and behind them V's.
+template <class Format>
+inline void ask_for_block(const DecodeUnit& u, const DecodeKeys& of, int64_t keys, const char* const* address, NextBlock& next) {
+  constexpr int64_t kSize = sizeof(typename Format::Storage);
+  next.clear();
+  add_rows(address, keys, of, u.k_stride, u.k_head, u.head_dim * kSize, next);
+  add_rows(address + u.block_room, keys, of, u.v_stride, u.v_head, u.head_dim_v * kSize, next);
+  next.start();
+}
+
 // One block of keys and one key head.
 struct HeadBlock {
   const DecodeUnit* unit;
   int64_t head, begin, keys;
   const char *const *k, *const *v;
-  Ahead *next_k, *next_v;  // what is asked for during dots and values
+  NextBlock* next;  // what is asked for meanwhile
 };
 
 // What rows [first, first + kRows) see of a block, by lane.
@@ -144,21 +167,21 @@ __attribute__((noinline)) void attend_rows(const HeadBlock& b, int64_t first) {
   const int64_t keys = (b.keys + kKeys - 1) / kKeys * kKeys;
 
   dots<Format, kRows>(b.k, b.head * u.k_head, keys, u.head_dim, static_cast<const T*>(u.queries) + row * padded_dim<Format>(u.head_dim), s,
-                      *b.next_k);
+                      *b.next);
   const Vec<T> alpha = softmax<T, kRows>(s, keys, static_cast<T>(natural * kLog2E<double>), static_cast<T>(scale), static_cast<T>(cap),
                                          seen_keys<T, kRows>(b, first), running);
 #if ATTILE_ISA_BF16_PAIRS
   for (int64_t i = 0; i < keys * kRows; i += W) store(s + i / 2, Format::round(load<Vec<T>>(s + i)));
 #endif
   T* out = reinterpret_cast<T*>(u.part + u.layout.out) + row * u.layout.columns;
-  values<Format, kRows>(b.v, b.head * u.v_head, b.keys, u.head_dim_v, s, alpha, out, u.layout.columns, *b.next_v);
+  values<Format, kRows>(b.v, b.head * u.v_head, b.keys, u.head_dim_v, s, alpha, out, u.layout.columns, *b.next);
 }
 
 template <class Format>
 inline void attend_head(HeadBlock b) {
   using T = typename Format::Accumulator;
   const int64_t most = most_rows<T>(*b.unit);
-  Ahead nothing;
+  NextBlock nothing;
   for (int64_t first = 0, rows; first < b.unit->rows; first += rows) {
     rows = next_rows(b.unit->rows - first, most);
     switch (rows) {
@@ -174,7 +197,7 @@ inline void attend_head(HeadBlock b) {
       default:
         attend_rows<Format, 1>(b, first);
     }
-    b.next_k = b.next_v = &nothing;
+    b.next = &nothing;
   }
 }
 
@@ -203,7 +226,6 @@ void attend(const DecodeUnit& u) {
   constexpr int W = kLanes<T>;
   with_decode_format<T>(u.dtype, [&](auto format) {
     using Format = decltype(format);
-    constexpr int64_t kSize = sizeof(typename Format::Storage);
     pack_decode_queries<Format>(u);
     const int64_t rows_begin = u.keys.head_begin * u.rows, rows_end = u.keys.head_end * u.rows;
     T *out = reinterpret_cast<T*>(u.part + u.layout.out), *running = static_cast<T*>(u.running);
@@ -213,6 +235,7 @@ void attend(const DecodeUnit& u) {
       store(running + i * 2 * W + W, Vec<T>{});
     }
     const auto end_of_block = [&](const DecodeKeys& keys, int64_t begin) { return begin + u.block_k < keys.end ? begin + u.block_k : keys.end; };
+    NextBlock next(static_cast<AheadRun*>(u.runs));
     const char** address[2] = {u.address, u.address + 2 * u.block_room};
     int64_t end = end_of_block(u.keys, u.keys.begin);
     find_rows(u, u.keys, u.keys.begin, end, address[0], address[0] + u.block_room);
@@ -221,9 +244,8 @@ void attend(const DecodeUnit& u) {
       const DecodeKeys& keys = end < u.keys.end ? u.keys : u.next;
       const int64_t ahead_begin = end < u.keys.end ? end : keys.begin, ahead_end = end_of_block(keys, ahead_begin);
       find_rows(u, keys, ahead_begin, ahead_end, address[1], address[1] + u.block_room);
-      Ahead next_k{address[1], ahead_end - ahead_begin, keys.head_begin, keys.head_end, u.k_head, u.head_dim * kSize};
-      Ahead next_v{address[1] + u.block_room, ahead_end - ahead_begin, keys.head_begin, keys.head_end, u.v_head, u.head_dim_v * kSize};
-      HeadBlock b{&u, 0, begin, end - begin, address[0], address[0] + u.block_room, &next_k, &next_v};
+      ask_for_block<Format>(u, keys, ahead_end - ahead_begin, address[1], next);
+      HeadBlock b{&u, 0, begin, end - begin, address[0], address[0] + u.block_room, &next};
       for (b.head = u.keys.head_begin; b.head < u.keys.head_end; ++b.head) attend_head<Format>(b);
       const char** done = address[0];
       address[0] = address[1];

@@ -5,6 +5,7 @@
 // wherever they lie; during the work on one block the next one is asked for.
 #pragma once
 
+#include "cpu/decode/ahead.hpp"
 #include "cpu/decode/formats.hpp"
 #include "cpu/decode/unit.hpp"
 #include "cpu/simd/math.hpp"
@@ -15,33 +16,14 @@ namespace attile::ATTILE_ISA {
 // Rows that a block may have: dot products and outs of a block stay in registers.
 template <class T>
 inline constexpr int kMostRows = kLanes<T> < (kVectorBytes == 64 ? 8 : 4) ? kLanes<T> : kVectorBytes == 64 ? 8 : 4;
+// Of what is asked for ahead, K and V together.
+inline constexpr int kStreams = 4;
 // Vectors of out that are summed at a time.
 inline constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
 
-// What the next block uses, asked for in the order of memory and at the pace of what is loaded, into L2. Streams in ascending
-// addresses fill at the full rate; rows of one head alone, at a stride, at half of it, and a burst of requests is dropped or waited for.
-struct Ahead {
-  const char* const* rows = nullptr;  // [key], of head 0
-  int64_t keys = 0;                   // 0: nothing is asked for
-  int64_t head_begin = 0, head_end = 0, head_stride = 0;
-  int64_t bytes = 0;  // of a row
-  int64_t key = 0, head = head_begin, done = 0;
-
-  template <int kBytes>
-  __attribute__((always_inline)) void ask() {
-    if (key >= keys) return;
-    const char* at = rows[key] + head * head_stride + done;
-#pragma GCC unroll 16
-    for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(at + i, 0, 2);
-    done += kBytes;
-    if (done < bytes) return;
-    done = 0;
-    if (++head == head_end) {
-      head = head_begin;
-      ++key;
-    }
-  }
-};
+// What the next block uses, asked for at the pace of what is loaded, in the order of memory: ascending addresses fill at the full
+// rate, rows of one head alone, at a stride, at half of it.
+using NextBlock = Ahead<kStreams>;
 
 // Sums of the lanes of kLanes vectors: lane i is that of x[i].
 template <class T, int Count>
@@ -75,7 +57,7 @@ inline Vec<T> fold_lanes(Vec<T> x, Op op) {
 // s = Q K^T. rows[j]: key j; q: [unit][part][row][lanes].
 template <class Format, int kRows>
 inline void dots(const char* const* rows, int64_t offset, int64_t keys, int64_t head_dim, const typename Format::Accumulator* q,
-                 typename Format::Accumulator* s, Ahead& ahead) {
+                 typename Format::Accumulator* s, NextBlock& ahead) {
   using T = typename Format::Accumulator;
   using Raw = typename Format::Raw;
   constexpr int W = kLanes<T>, kKeys = W / kRows, kQueryParts = Format::kPairs ? 1 : Format::kParts;
@@ -89,7 +71,7 @@ inline void dots(const char* const* rows, int64_t offset, int64_t keys, int64_t 
       key[n] = rows[j + n] + offset;
     }
     const auto step = [&](const T* from, auto load_key) __attribute__((always_inline)) {
-      ahead.template ask<kKeys * sizeof(Raw)>();
+      ahead.template keep_pace<kKeys * sizeof(Raw)>();
       Raw raw[kKeys];
 #pragma GCC unroll 16
       for (int n = 0; n < kKeys; ++n) raw[n] = load_key(key[n]);
@@ -165,7 +147,7 @@ inline Vec<T> softmax(T* s, int64_t keys, T c, T scale, T cap, const Seen<T>& se
 // out = alpha out + P V, for kUnits units of columns. Not inlined: then the compiler keeps all sums in registers.
 template <class Format, int kRows, int kUnits>
 __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t offset, int64_t keys, int64_t columns, const typename Format::Accumulator* p,
-                            const typename Format::Accumulator* alpha, typename Format::Accumulator* out, int64_t row, Ahead& ahead) {
+                            const typename Format::Accumulator* alpha, typename Format::Accumulator* out, int64_t row, NextBlock& ahead) {
   using T = typename Format::Accumulator;
   using Raw = typename Format::Raw;
   constexpr int W = kLanes<T>, kKeys = W / kRows, kVectors = kUnits * Format::kParts;
@@ -179,7 +161,7 @@ __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t 
   const auto run = [&](auto load_key) __attribute__((always_inline)) {
 #if ATTILE_ISA_BF16_PAIRS
     const auto two = [&](int64_t j, auto load_second) __attribute__((always_inline)) {
-      ahead.template ask<2 * kUnits * sizeof(Raw)>();
+      ahead.template keep_pace<2 * kUnits * sizeof(Raw)>();
       const float* pair = p + (j / kKeys * W + j % kKeys) / 2;
       Vec<T> x[kVectors];
 #pragma GCC unroll 16
@@ -201,7 +183,7 @@ __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t 
 #else
     const auto one = [&](int64_t j, const T* at) __attribute__((always_inline)) {
       const char* key = rows[j] + offset;
-      ahead.template ask<kUnits * sizeof(Raw)>();
+      ahead.template keep_pace<kUnits * sizeof(Raw)>();
       Vec<T> x[kVectors];
 #pragma GCC unroll 16
       for (int unit = 0; unit < kUnits; ++unit) {
@@ -236,7 +218,7 @@ __attribute__((noinline)) void values_of_units(const char* const* rows, int64_t 
 // `row`: elements between the rows of out.
 template <class Format, int kRows>
 inline void values(const char* const* rows, int64_t offset, int64_t keys, int64_t head_dim_v, const typename Format::Accumulator* p,
-                   Vec<typename Format::Accumulator> factors, typename Format::Accumulator* out, int64_t row, Ahead& ahead) {
+                   Vec<typename Format::Accumulator> factors, typename Format::Accumulator* out, int64_t row, NextBlock& ahead) {
   using T = typename Format::Accumulator;
   constexpr int kColumns = kSums / kRows < 8 ? kSums / kRows : 8;
   constexpr int kUnits = kColumns > Format::kParts ? kColumns / Format::kParts : 1;

@@ -66,7 +66,7 @@ Count count_items(const AttentionProblem& p, const Plan& plan) {
 
 struct Layout {
   DecodeLayout state;
-  int64_t queries, scores, running, address, row_begin, row_end, worker_bytes;  // of a worker
+  int64_t queries, scores, running, address, runs, row_begin, row_end, worker_bytes;  // of a worker
   int64_t items, firsts, parts, workers, total;
 
   Layout(const DecodeIsa& isa, const AttentionProblem& p, const Plan& plan, const Count& count) {
@@ -88,6 +88,7 @@ struct Layout {
     scores = take(round_up(plan.block_k, kLanes) * std::min<int64_t>(rows, kMostRows) * element);
     running = take(all * 2 * lanes * element);
     address = take(4 * round_up(plan.block_k, kLanes) * static_cast<int64_t>(sizeof(char*)));
+    runs = take(2 * plan.block_k * block_heads(p, plan) * 2 * static_cast<int64_t>(sizeof(char*)));
     row_begin = take(rows * 8);
     row_end = take(rows * 8);
     worker_bytes = at;
@@ -179,6 +180,7 @@ struct Run {
     u.scores = own + layout.scores;
     u.running = own + layout.running;
     u.address = reinterpret_cast<const char**>(own + layout.address);
+    u.runs = own + layout.runs;
     isa.attend[accumulator()](u);
   }
 

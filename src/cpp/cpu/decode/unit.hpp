@@ -53,6 +53,7 @@ struct DecodeUnit {
   void* scores;          // [block_room][row of a block]
   void* running;         // [head][block of rows][2][lanes]: maximum and sum
   const char** address;  // [4][block_room]: rows of K and V, of this and the next block
+  void* runs;            // [2 * block_k * heads][2]: addresses of what is asked for
 };
 
 // The parts of one sequence, joined for one key head.

@@ -45,7 +45,8 @@ class TileDecode {
     first_count_ = u.key_end - u.key_begin < u.block_k ? u.key_end - u.key_begin : u.block_k;
     find_keys(m, u.key_begin, u.key_begin + first_count_, rows_at(0));
     if (!m.expected) {
-      prefetch_.plan(rows_at(0), first_count_, row_bytes.ckv, row_bytes.kpe, 1);
+      prefetch_.add_keys(rows_at(0), first_count_, row_bytes.ckv, row_bytes.kpe);
+      prefetch_.start(1);
       prefetch_.advance(1);
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
@@ -70,7 +71,9 @@ class TileDecode {
       KeyRow* rows = rows_at(turn);
       turn = 1 - turn;
       after = find_next_keys(m, end, rows_at(turn));
-      prefetch_.plan(rows_at(turn), after, row_bytes.ckv, row_bytes.kpe, block_cost(count));
+      prefetch_.add_keys(rows_at(turn), after, row_bytes.ckv, row_bytes.kpe);
+      if (end == u.key_end) prefetch_.add(panels, m.shape.latent * kTileLanes * 4, [&](int64_t panel) { return state_out(panel); });
+      prefetch_.start(block_cost(count));
       block_.set(rows, end - begin);
       for (int64_t panel = 0; panel < panels; ++panel) {
         if (two_tiles(panel)) {
@@ -91,7 +94,7 @@ class TileDecode {
   void finish() const {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int n_count = two_tiles(panel) ? 2 : 1;
-      float* to = panel_state<float>(u, u.state, panel).out;
+      float* to = reinterpret_cast<float*>(state_out(panel));
       for (int64_t half = 0; half < layout.latent_chunks * 2; ++half) {
         for (int n = 0; n < n_count; ++n) {
           const float* tile = out(panel) + out_tile(half / 2, n, half % 2, n_count);
@@ -131,6 +134,8 @@ class TileDecode {
   float* rope_queries(int64_t panel) const { return at<float>(layout.q_rope) + panel * kTileLanes * m.shape.rope; }
   char* probabilities(int64_t panel) const { return at<char>(layout.p) + panel * (keys_of_block / kTileStep) * 2 * kTileBytes; }
   float* out(int64_t panel) const { return at<float>(layout.o) + panel * layout.value_tiles * 2 * kTileBytes / 4; }
+  // What finish() writes: in no cache by then, if it is a part's.
+  char* state_out(int64_t panel) const { return reinterpret_cast<char*>(panel_state<float>(u, u.state, panel).out); }
   // [32 columns][16 rows of the panel][half]
   static int64_t out_tile(int64_t block, int n, int64_t half, int n_count) { return ((block * n_count + n) * 2 + half) * kTileBytes / 4; }
 
