@@ -12,7 +12,7 @@ import tolerance_mla
 from cases import numpy_dtype
 from mla_attention_cases import MlaAttentionCase
 from mla_cases import MlaCase
-from problems import CHECKED_ROWS, Contender, Problem
+from problems import CHECKED_ROWS, Contender, Problem, on_lines
 
 import attile
 
@@ -71,7 +71,8 @@ class LatentDecode(Latent):
         return attile.explain(attile.mla_decode, **self.call(sets[0]), cfg=self.config)
 
     def attile(self, sets):
-        out, config = np.empty_like(sets[0]["q_nope"]), self.config
+        query, config = sets[0]["q_nope"], self.config
+        out = on_lines(query.shape, query.dtype)
         return Contender([lambda call=call: attile.mla_decode(**call, out=out, cfg=config) for call in map(self.call, sets)])
 
     def judges(self, sets):
@@ -107,7 +108,7 @@ class LatentAttention(Latent):
 
     def attile(self, sets):
         query, w_vc, config = sets[0]["query"], sets[0]["w_vc"], self.config
-        out = np.empty((*query.shape[:-1], w_vc.shape[-1]), query.dtype)
+        out = on_lines((*query.shape[:-1], w_vc.shape[-1]), query.dtype)
         return Contender([lambda call=call: attile.mla_attention(**call, out=out, cfg=config) for call in sets])
 
     def judges(self, sets):
