@@ -5,6 +5,7 @@ namespace attile::cuda::sm90 {
 std::span<const Instance> forward_f16_256() {
   static constexpr Instance instances[] = {
       instance_of<F16, 256, 256, Kind::kFull>(),
+      instance_of<F16, 256, 256, Kind::kFull, Length::kLong>(),
       instance_of<F16, 256, 256, Kind::kCausal>(),
       instance_of<F16, 256, 256, Kind::kBand>(),
       instance_of<F16, 256, 256, Kind::kScores>(),

@@ -22,7 +22,7 @@ template <class Element, int D, int Dv, Kind kKind, Length kLength = Length::kMi
 constexpr Instance instance_of() {
   using T = Traits<Element, D, Dv, kKind, kLength>;
   // There is an instance for long rows too.
-  constexpr bool kLongToo = kKind == Kind::kCausal && (D == 96 || D == 128) && Element::kBytes == 2;
+  constexpr bool kLongToo = Element::kBytes == 2 && (kKind == Kind::kCausal ? D == 96 || D == 128 : kKind == Kind::kFull && D == 256);
   constexpr int kToKeys = kLength == Length::kShort ? kShortTo : kLength == Length::kMiddle && kLongToo ? kLongFrom - 1 : INT_MAX;
   return {kKind, kToKeys, D, Dv, T::kTileM, T::kTileN, T::kBiasColumns, T::kDynamic, sizeof(SharedStorage<T>), launch<T>};
 }

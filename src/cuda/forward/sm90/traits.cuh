@@ -40,7 +40,7 @@ constexpr Tuning plain_tuning(int bytes, int d, bool causal, Length length) {
   if (d == 64 && is_short && causal) return {2, 128, 3, 2, false, false, 0, false};
   if (d == 64) return {3, 128, 3, 2, false, false, 0, false};
   if (d == 192) return {2, 128, 2, 1, false, true, 0, false};
-  if (d == 256 && !causal) return {2, 80, 2, 1, true, true, 3, true};
+  if (d == 256 && !causal && length == Length::kLong) return {2, 80, 2, 1, true, true, 3, true};
   if (d == 256) return {2, 80, 2, 1, false, false, 4, true};
   if (causal && length == Length::kLong) return {2, 160, 2, 2, false, true, 3, false};
   if (causal) return {2, 128, 2, 2, false, true, 4, false};
