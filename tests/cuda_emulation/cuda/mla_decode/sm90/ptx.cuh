@@ -17,7 +17,6 @@ inline uint64_t policy_evict_first() { return 0; }
 inline void tma_load_3d(uint32_t to, const CUtensorMap* map, uint32_t bar, uint64_t, int c0, int c1, int c2) {
   emulation::tensor_load(to, *map, bar, {c0, c1, c2, 0});
 }
-inline void tma_prefetch_3d(const CUtensorMap*, int, int, int) {}
 
 inline void cp_async_16_once(uint32_t to, const void* from, int bytes) { ptx::cp_async_16(to, from, bytes); }
 // Of this order the emulation knows no more than that nothing comes later.
