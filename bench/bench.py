@@ -77,7 +77,7 @@ def main(arguments=None):
         end = None if args.time_limit is None else time.monotonic() + args.time_limit
         for i, problem in enumerate(cases):
             if problem.place not in ceilings:
-                peaks = ceilings[problem.place] = problem.ceilings()
+                peaks = ceilings[problem.place] = problem.ceilings(args.quiet)
                 run["peaks"][problem.place] = {"flops": peaks.flops, "reads": peaks.reads}
                 print(peaks.describe(), flush=True)
             if i == 0:

@@ -77,7 +77,7 @@ class OnGpu(Problem):
     place = "cuda"
 
     @staticmethod
-    def ceilings():
+    def ceilings(_quiet):
         return gpu_roofline.measure(cuda())
 
     @staticmethod

@@ -50,8 +50,9 @@ class Problem:
         """What is measured together with the ceilings: so many threads, or the GPU."""
         return self.threads
 
-    def ceilings(self):
-        return roofline.measure(self.threads)
+    def ceilings(self, quiet):
+        attile.set_num_threads(self.threads)
+        return roofline.measure(self.threads, QuietCpus(self.threads) if quiet else None)
 
     def ready(self, calls):
         """What `times` takes in place of a contender's calls."""

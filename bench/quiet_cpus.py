@@ -21,7 +21,7 @@ TRIES = 40  # CPUs that are tried before one measurement
 
 
 class QuietCpus:
-    """For measurements on `threads` threads: `find()` before, `still_quiet()` after, `leave()` in the end."""
+    """For measurements on `threads` threads: `find()` before, `still_quiet()` after, `leave()` in the end; on the CPUs `here`."""
 
     def __init__(self, threads):
         self.threads, self.all = threads, available()
@@ -31,16 +31,16 @@ class QuietCpus:
         self._call = {name: rng.standard_normal(shape, np.float32).astype(numpy_dtype("bfloat16")) for name in ("query", "key", "value")}
         self._call |= {"out": np.empty_like(self._call["query"]), "cfg": attile.FlashAttentionConfig(block_q=256)}
         attile.flash_attention(**self._call)
-        self._random = random.Random(0)
+        self._random, self.here = random.Random(0), self.all
         self.best = float("inf")
         for _ in range(2):
             for cpus in self._sets():
                 self._go(cpus)
                 self.best = min(self.best, self._probe())
 
-    def find(self):
-        """Go where it is quiet, if there is such a place."""
-        for cpus in (None, *self._sets()):
+    def find(self, stay=True):
+        """Go where it is quiet, if there is such a place; `stay` where it is quiet already."""
+        for cpus in ([None] if stay else []) + self._sets():
             if cpus is not None:
                 self._go(cpus)
             if self.still_quiet():
@@ -67,6 +67,7 @@ class QuietCpus:
             for thread in threads_of_process():
                 set_affinity(thread, cpus[1:])
         os.sched_setaffinity(0, cpus[:1])
+        self.here = cpus
 
     def _probe(self):
         """Seconds: the best of a few calls, of which the first finds its data in no cache and may wake threads."""
