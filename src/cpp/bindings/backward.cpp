@@ -3,6 +3,7 @@
 #include "bindings/bindings.hpp"
 
 namespace attile::python {
+namespace backward_call {
 namespace {
 
 constexpr const char* kFunction = "flash_attention_backward";
@@ -65,7 +66,8 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+}  // namespace backward_call
 
-void register_backward(py::module_& m) { add_functions(m, functions); }
+void register_backward(py::module_& m) { add_functions(m, backward_call::functions); }
 
 }  // namespace attile::python

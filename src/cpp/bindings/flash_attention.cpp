@@ -6,6 +6,7 @@
 #include "bindings/recipe.hpp"
 
 namespace attile::python {
+namespace flash_attention_call {
 namespace {
 
 constexpr const char* kFunction = "flash_attention";
@@ -90,7 +91,8 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+}  // namespace flash_attention_call
 
-void register_flash_attention(py::module_& m) { add_functions(m, functions); }
+void register_flash_attention(py::module_& m) { add_functions(m, flash_attention_call::functions); }
 
 }  // namespace attile::python

@@ -4,6 +4,7 @@
 #include "bindings/recipe.hpp"
 
 namespace attile::python {
+namespace kvcache_call {
 namespace {
 
 constexpr const char* kFunction = "flash_attention_with_kvcache";
@@ -77,7 +78,8 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+}  // namespace kvcache_call
 
-void register_kvcache(py::module_& m) { add_functions(m, functions); }
+void register_kvcache(py::module_& m) { add_functions(m, kvcache_call::functions); }
 
 }  // namespace attile::python

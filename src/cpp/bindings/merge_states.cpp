@@ -5,6 +5,7 @@
 #include "bindings/recipe.hpp"
 
 namespace attile::python {
+namespace merge_states_call {
 namespace {
 
 constexpr const char* kFunction = "merge_states";
@@ -54,7 +55,8 @@ PyMethodDef functions[] = {{"merge_states", reinterpret_cast<PyCFunction>(reinte
                            {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+}  // namespace merge_states_call
 
-void register_merge_states(py::module_& m) { add_functions(m, functions); }
+void register_merge_states(py::module_& m) { add_functions(m, merge_states_call::functions); }
 
 }  // namespace attile::python

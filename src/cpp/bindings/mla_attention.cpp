@@ -4,6 +4,7 @@
 #include "bindings/recipe.hpp"
 
 namespace attile::python {
+namespace mla_attention_call {
 namespace {
 
 constexpr const char* kFunction = "mla_attention";
@@ -57,7 +58,8 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+}  // namespace mla_attention_call
 
-void register_mla_attention(py::module_& m) { add_functions(m, functions); }
+void register_mla_attention(py::module_& m) { add_functions(m, mla_attention_call::functions); }
 
 }  // namespace attile::python

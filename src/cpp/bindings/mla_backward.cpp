@@ -3,6 +3,7 @@
 #include "bindings/mla_attention_arguments.hpp"
 
 namespace attile::python {
+namespace mla_backward_call {
 namespace {
 
 constexpr const char* kFunction = "mla_attention_backward";
@@ -58,7 +59,8 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+}  // namespace mla_backward_call
 
-void register_mla_backward(py::module_& m) { add_functions(m, functions); }
+void register_mla_backward(py::module_& m) { add_functions(m, mla_backward_call::functions); }
 
 }  // namespace attile::python

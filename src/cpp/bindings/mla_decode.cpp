@@ -8,6 +8,7 @@
 #include "bindings/recipe.hpp"
 
 namespace attile::python {
+namespace mla_decode_call {
 namespace {
 
 struct DType {
@@ -77,7 +78,7 @@ struct Arguments {
     out = call.output(given[kOut], "out");
   }
 
-  Operation create() const { return python::create(params); }
+  Operation create() const { return mla_decode_call::create(params); }
 
   void latent_scale(PyObject* value) {
     if (value == Py_None) return;
@@ -337,7 +338,8 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+}  // namespace mla_decode_call
 
-void register_mla_decode(py::module_& m) { add_functions(m, functions); }
+void register_mla_decode(py::module_& m) { add_functions(m, mla_decode_call::functions); }
 
 }  // namespace attile::python
