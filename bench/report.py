@@ -81,7 +81,7 @@ def comparison(old, new):
 
 # ---------------------------------------------------------------- README
 
-ROOFS = {"matmul_bf16": "matmul", "amx_bf16": "AMX", "avx512_bf16": "AVX-512 dot", "avx512": "FMA", "avx2": "AVX2 FMA"}
+ROOFS = {"matmul_bf16": "matmul", "amx_bf16": "AMX", "amx_bf16x3": "AMX / 3", "avx512_bf16": "AVX-512 dot", "avx512": "FMA", "avx2": "AVX2 FMA"}
 
 
 def readme(runs):

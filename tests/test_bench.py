@@ -1,5 +1,6 @@
 """bench/bench.py as a user runs it: one small case, what it saves, and what it makes of saved runs."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -42,6 +43,18 @@ def test_a_case_is_checked_timed_and_saved(saved):
         assert row["of_roof"] == pytest.approx(row["gflops"] * 1e9 / run["peaks"]["1"]["flops"][row["roof"]])
     assert run["machine"]["cpu"]
     assert run["machine"]["versions"]["attile"]
+
+
+def test_the_roof_is_what_the_dtype_takes_of_the_unit(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH.parent)
+    roofline = importlib.import_module("roofline")
+    peaks = roofline.Roofline(1, flops={"avx2": 1.0, "avx512": 2.0, "avx512_bf16": 4.0, "amx_bf16": 30.0})
+    assert peaks.roof("amx", "bfloat16") == ("amx_bf16", 30.0)
+    assert peaks.roof("amx", "float16") == ("amx_bf16x3", 10.0)
+    assert peaks.roof("amx", "float32") == peaks.roof("avx512", "float16") == ("avx512", 2.0)
+    assert peaks.roof("avx512", "bfloat16") == ("avx512_bf16", 4.0)
+    assert peaks.roof("avx2", "bfloat16") == ("avx2", 1.0)
+    assert roofline.Roofline(1).roof("amx", "float16") == (None, None)
 
 
 def test_rivals_that_do_not_exist_cannot_be_left_out():
