@@ -204,7 +204,7 @@ void decode_attend(const MlaDecodeUnit& m, bool finish) {
     if (!spaced) pack_decode_tile<T>(m, layout, tile, end - begin);
     // In vector multiply-adds.
     const int64_t cost = padded_rows / kLanes<T> * (end - begin) * (layout.packed_dim + m.shape.latent / kPair);
-    prefetch.add_keys(next, after, m.shape.latent * size, rope_bytes);
+    prefetch.add_keys(m, next, after, m.shape.latent * size, rope_bytes);
     prefetch.start(cost);
     for (int64_t panel = 0; panel < panels; ++panel) {
       if (padded_rows - panel * kPanel<T> >= kPanel<T>) {

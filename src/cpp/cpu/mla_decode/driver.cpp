@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <tuple>
+#include <utility>
 
 #include "cpu/denormals.hpp"
 #include "cpu/scalars.hpp"
@@ -89,7 +90,7 @@ struct Layout {
   int64_t lanes;
   size_t element;
   size_t max, sum, out, state_bytes;  // of a BlockState, from its start
-  size_t queries, rope, state, scratch, worker_bytes;
+  size_t last_block, queries, rope, state, scratch, worker_bytes;
   size_t blocks, items, parts, workers, total;
   MlaDecodeShape shape;
 
@@ -107,10 +108,11 @@ struct Layout {
     };
     max = take(rows * element);
     sum = take(rows * element);
-    out = take(rows * up(p.latent, kChunk) * element);
+    out = take(rows * up(p.latent, kStateColumns) * element);
     state_bytes = at;
 
     at = 0;
+    last_block = take(sizeof(int64_t));
     queries = take(rows * sizeof(QueryRow));
     rope = take(rows * sizeof(RopeRow));
     state = take(state_bytes);
@@ -138,6 +140,10 @@ struct Run {
   int64_t keys_of_part;
 
   int accumulator() const { return layout.element == 8; }
+  // Whose queries the worker's scratch holds.
+  int64_t& last_block(int worker) const {
+    return *reinterpret_cast<int64_t*>(base + layout.workers + worker * layout.worker_bytes + layout.last_block);
+  }
   BlockState state_at(char* at) const { return {at + layout.max, at + layout.sum, at + layout.out}; }
   BlockState part(const Block& block, int64_t split) const {
     return state_at(base + layout.parts + (block.part + split) * layout.state_bytes);
@@ -245,6 +251,7 @@ struct Run {
     if (!whole) m.base.state = part(block, items[index].split);
     MlaDecodeUnit next;
     m.expected = index >= plan.workers;
+    m.packed = std::exchange(last_block(worker), items[index].block) == items[index].block;
     if (index + plan.workers < item_count) {
       const Item& item = items[index + plan.workers];
       next = keys_of(blocks[item.block], item.split);
@@ -330,6 +337,7 @@ void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Pl
   std::sort(items, end,
             [](const Item& a, const Item& b) { return std::tuple(-a.keys, a.block, a.split) < std::tuple(-b.keys, b.block, b.split); });
 
+  for (int worker = 0; worker < plan.workers; ++worker) run.last_block(worker) = -1;
   parallel_for(executor, n.items, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
   if (n.parts == 0) return;
   const int64_t pieces = ceil_div(p.latent, kJoinColumns);

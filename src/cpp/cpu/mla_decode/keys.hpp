@@ -10,10 +10,13 @@ struct KeyRow {
   const char *ckv, *kpe;
 };
 
+// Whether all rows lie at the strides, one behind another.
+inline bool in_order(const MlaDecodeUnit& m) { return m.base.pages.entries == nullptr; }
+
 // Rows of keys [begin, end).
 inline void find_keys(const MlaDecodeUnit& m, int64_t begin, int64_t end, KeyRow* rows) {
   const Unit& u = m.base;
-  if (!u.pages.entries) {
+  if (in_order(m)) {
     for (int64_t j = begin; j < end; ++j) *rows++ = {u.k + j * u.k_stride, m.kpe + j * m.kpe_stride};
     return;
   }

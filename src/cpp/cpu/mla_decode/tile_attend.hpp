@@ -17,24 +17,26 @@
 #include "cpu/amx/pack.hpp"
 #include "cpu/forward/scores.hpp"
 #include "cpu/forward/softmax.hpp"
-#include "cpu/forward/state.hpp"
 #include "cpu/mla_decode/head_rope.hpp"
-#include "cpu/mla_decode/join.hpp"
 #include "cpu/mla_decode/tile_products.hpp"
 #include "cpu/mla_decode/tile_scratch.hpp"
 #include "cpu/mla_decode/tile_softmax.hpp"
+#include "cpu/mla_decode/tile_state.hpp"
 
 namespace attile::ATTILE_ISA {
 
 class TileDecode {
  public:
-  explicit TileDecode(const MlaDecodeUnit& unit)
+  // `whole`: no other unit has keys of these rows.
+  TileDecode(const MlaDecodeUnit& unit, bool whole)
       : m(unit),
         u(unit.base),
         layout(unit.shape),
         row_bytes(unit.shape),
+        state(u.count, unit.shape.latent),
         padded_rows(round_up(u.count, kTileRows)),
-        panels((padded_rows + kTileLanes - 1) / kTileLanes),
+        panels(state.panels()),
+        whole_(whole),
         keys_of_block(round_up(u.block_k, kUnitKeys)),
         block_(unit, at<KeyGroup>(layout.groups), at<char>(layout.staged), at<char>(layout.zeros)),
         prefetch_(at<PrefetchRun>(layout.runs)) {
@@ -45,17 +47,16 @@ class TileDecode {
     first_count_ = u.key_end - u.key_begin < u.block_k ? u.key_end - u.key_begin : u.block_k;
     find_keys(m, u.key_begin, u.key_begin + first_count_, rows_at(0));
     if (!m.expected) {
-      prefetch_.add_keys(rows_at(0), first_count_, row_bytes.ckv, row_bytes.kpe);
+      prefetch_.add_keys(m, rows_at(0), first_count_, row_bytes.ckv, row_bytes.kpe);
       prefetch_.start(1);
       prefetch_.advance(1);
     }
-    for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t panel = 0; panel < panels && !m.packed; ++panel) {
       const auto row_of = [&](int64_t l) { return panel * kTileLanes + l; };
       pack_query_tiles<1>([&](int64_t l) { return row_of(l) < padded_rows ? u.rows[row_of(l)].q : nullptr; }, m.shape.latent,
                           queries(panel));
       pack_rope(panel);
       if (!two_tiles(panel)) tighten(panel);
-      __builtin_memset(out(panel), 0, layout.value_tiles * (two_tiles(panel) ? 2 : 1) * kTileBytes);
     }
     for (int64_t r = 0; r < padded_rows; ++r) {
       static_cast<float*>(u.state.max)[r] = static_cast<float>(u.rows[r].sink_max);
@@ -71,8 +72,10 @@ class TileDecode {
       KeyRow* rows = rows_at(turn);
       turn = 1 - turn;
       after = find_next_keys(m, end, rows_at(turn));
-      prefetch_.add_keys(rows_at(turn), after, row_bytes.ckv, row_bytes.kpe);
-      if (end == u.key_end) prefetch_.add(panels, m.shape.latent * kTileLanes * 4, [&](int64_t panel) { return state_out(panel); });
+      prefetch_.add_keys(m, rows_at(turn), after, row_bytes.ckv, row_bytes.kpe);
+      if (end == u.key_end && !whole_)
+        for (int64_t panel = 0; panel < panels; ++panel)
+          prefetch_.add(1, state.panel_bytes(panel), [&](int64_t) { return part_out(panel); });
       prefetch_.start(block_cost(count));
       block_.set(rows, end - begin);
       for (int64_t panel = 0; panel < panels; ++panel) {
@@ -87,27 +90,16 @@ class TileDecode {
       } else {
         values_of_tile(rows);
       }
+      for (int64_t panel = 0; panel < panels; ++panel) begun_[panel] |= value_groups_[panel] > 0;
     }
+    for (int64_t panel = 0; panel < panels; ++panel)
+      if (!begun_[panel]) __builtin_memset(out(panel), 0, state.panel_bytes(panel));
   }
 
-  // O to the layout of the state, [column][row], columns in order.
+  // O as out, or to the part that join_tiles() reads.
   void finish() const {
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int n_count = two_tiles(panel) ? 2 : 1;
-      float* to = reinterpret_cast<float*>(state_out(panel));
-      for (int64_t half = 0; half < layout.latent_chunks * 2; ++half) {
-        for (int n = 0; n < n_count; ++n) {
-          const float* tile = out(panel) + out_tile(half / 2, n, half % 2, n_count);
-          Vec<float> x[16];
-          for (int r = 0; r < 16; ++r) x[r] = load<Vec<float>>(tile + r * 16);
-          transpose<float>(x);
-          for (int w = 0; w < 16; ++w) {
-            const int64_t column = half / 2 * kTileStep + column_of(half % 2, w);
-            if (column < round_up(m.shape.latent, kChunk)) store(to + column * kTileLanes + n * 16, x[w]);
-          }
-        }
-      }
-    }
+    if (whole_) return write_block(u, out(0));
+    for (int64_t panel = 0; panel < panels; ++panel) __builtin_memcpy(part_out(panel), out(panel), state.panel_bytes(panel));
   }
 
  private:
@@ -115,34 +107,38 @@ class TileDecode {
   const Unit& u;
   const TileScratch layout;
   const RowBytes row_bytes;
-  const int64_t padded_rows, panels, keys_of_block;
+  const TileState state;
+  const int64_t padded_rows, panels;
+  const bool whole_;
+  const int64_t keys_of_block;
   KeyBlock block_;
   Prefetcher<8> prefetch_;
   static constexpr int64_t kMostPanels = 4096 / kTileLanes;
   int64_t first_count_ = 0;                 // keys of the first block
-  int64_t rope_count_[kMostPanels] = {};    // chunks of each panel
   int64_t value_groups_[kMostPanels] = {};  // of 32 keys that the panel sees of this block
+  bool begun_[kMostPanels] = {};            // the panel's O is there; before, it counts as zero
 
   template <class T>
   T* at(size_t offset) const {
     return reinterpret_cast<T*>(m.scratch + offset);
   }
   KeyRow* rows_at(int turn) const { return at<KeyRow>(layout.rows) + turn * keys_of_block; }
-  bool two_tiles(int64_t panel) const { return padded_rows - panel * kTileLanes >= kTileLanes; }
+  bool two_tiles(int64_t panel) const { return state.halves(panel) == 2; }
   char* queries(int64_t panel) const { return at<char>(layout.q) + panel * (layout.latent_chunks + layout.rope_chunks) * kStepBytes; }
+  int64_t& chunks_of_rope(int64_t panel) const { return at<int64_t>(layout.rope_counts)[panel]; }
   RopeChunk* rope_chunks(int64_t panel) const { return at<RopeChunk>(layout.rope) + panel * layout.rope_chunks; }
   float* rope_queries(int64_t panel) const { return at<float>(layout.q_rope) + panel * kTileLanes * m.shape.rope; }
   char* probabilities(int64_t panel) const { return at<char>(layout.p) + panel * (keys_of_block / kTileStep) * 2 * kTileBytes; }
-  float* out(int64_t panel) const { return at<float>(layout.o) + panel * layout.value_tiles * 2 * kTileBytes / 4; }
-  // What finish() writes: in no cache by then, if it is a part's.
-  char* state_out(int64_t panel) const { return reinterpret_cast<char*>(panel_state<float>(u, u.state, panel).out); }
+  float* out(int64_t panel) const { return at<float>(layout.o) + state.panel(panel); }
+  // What finish() writes of a part: in no cache by then.
+  char* part_out(int64_t panel) const { return reinterpret_cast<char*>(static_cast<float*>(u.state.out) + state.panel(panel)); }
   // [32 columns][16 rows of the panel][half]
   static int64_t out_tile(int64_t block, int n, int64_t half, int n_count) { return ((block * n_count + n) * 2 + half) * kTileBytes / 4; }
 
   // Tiles of Q^T that have no neighbour, one after another.
   void tighten(int64_t panel) const {
     char* q = queries(panel);
-    for (int64_t c = 1; c < layout.latent_chunks + rope_count_[panel]; ++c)
+    for (int64_t c = 1; c < layout.latent_chunks + chunks_of_rope(panel); ++c)
       __builtin_memcpy(q + c * kTileBytes, q + c * kStepBytes, kTileBytes);
   }
 
@@ -150,7 +146,7 @@ class TileDecode {
     RopeChunk* chunks = rope_chunks(panel);
     char* to = queries(panel) + layout.latent_chunks * kStepBytes;
     const auto rope_row = [&](int64_t l) { return panel * kTileLanes + l < padded_rows ? m.rope[panel * kTileLanes + l].q : nullptr; };
-    int64_t& count = rope_count_[panel];
+    int64_t& count = chunks_of_rope(panel);
     count = 0;
     if (m.shape.rope == 0) return;
     if (m.shape.rope_heads == 1) {
@@ -178,7 +174,7 @@ class TileDecode {
   // What prefetch_ will be told while a block is computed: steps of two dots, about.
   static constexpr int64_t kSoftmaxCost = 3;
   int64_t block_cost(int64_t keys) const {
-    const int64_t steps = layout.latent_chunks + rope_count_[0], units = round_up(keys, kUnitKeys) / kUnitKeys,
+    const int64_t steps = layout.latent_chunks + chunks_of_rope(0), units = round_up(keys, kUnitKeys) / kUnitKeys,
                   groups = round_up(keys, kTileStep) / kTileStep;
     const int64_t halves = padded_rows / kTileRows;  // of panels
     const int64_t values = halves > 1 ? halves * layout.value_tiles / 2 : 0;
@@ -200,12 +196,12 @@ class TileDecode {
       add_head_rope<float, N>(m, m.rope + panel * kTileLanes, rope_queries(panel), rows, count, s);
     }
     adjust_scores<float, N>(u, queries_of, block_begin, count, 0, seen.every_end >= end, s);
-    const PanelState<float> state = panel_state<float>(u, u.state, panel);
+    const PanelState<float> running = panel_state<float>(u, u.state, panel);
     const float c = scores_are_natural(u) ? kLog2E<float> : static_cast<float>(u.softmax_scale * kLog2E<double>);
     const auto between = [&]() __attribute__((always_inline)) { prefetch_.advance(kSoftmaxCost); };
-    if (!lazy_softmax<N>(s, count, c, state.max, state.sum, probabilities(panel), between)) {
+    if (!lazy_softmax<N>(s, count, c, running.max, running.sum, probabilities(panel), between)) {
       Vec<float> alpha[N];
-      softmax<float, N>(s, count, c, state.max, state.sum, alpha);
+      softmax<float, N>(s, count, c, running.max, running.sum, alpha);
       scale_out<N>(panel, alpha);
       pack_probabilities<N>(s, count, probabilities(panel));
     }
@@ -219,7 +215,7 @@ class TileDecode {
     float* s = at<float>(layout.s);
     constexpr int kTileOfS = kTileRows * kTileLanes;
     const RopeChunk* chunks = rope_chunks(panel);
-    const int64_t rope_count = with_rope ? rope_count_[panel] : 0;
+    const int64_t rope_count = with_rope ? chunks_of_rope(panel) : 0;
     if constexpr (N == 1) {
       for (int64_t first = 0; first < keys; first += 4 * kGroupKeys, group += 4, s += 4 * kTileOfS) {
         const char* q = queries(panel);
@@ -281,7 +277,7 @@ class TileDecode {
   // O's rows times alpha; most blocks change no maximum.
   template <int N>
   void scale_out(int64_t panel, const Vec<float> (&alpha)[N]) const {
-    for (int n = 0; n < N; ++n) {
+    for (int n = 0; n < N && begun_[panel]; ++n) {
       const uint32_t changed = lanes_of(alpha[n] != 1.f);
       for (int r = 0; r < 16; ++r) {
         if (!(changed >> r & 1)) continue;
@@ -294,7 +290,9 @@ class TileDecode {
     }
   }
 
-  static inline __attribute__((always_inline)) void load_out(const char* o) {
+  // Into the accumulators.
+  static inline __attribute__((always_inline)) void load_out(const char* o, bool begun) {
+    if (!begun) return zero_accumulators();
     tile_load<0>(o);
     tile_load<1>(o + kTileBytes);
     tile_load<2>(o + 2 * kTileBytes);
@@ -330,7 +328,7 @@ class TileDecode {
     interleave<kTiles>(rows, 0, 0, buffer(0));
     for (int64_t tile = 0; tile < layout.value_tiles; tile += kTiles) {
       char* o = reinterpret_cast<char*>(out(0)) + tile * kTileBytes;
-      load_out(o);
+      load_out(o, begun_[0]);
       for (int64_t g = 0; g < groups; ++g, ++step) {
         if (g + 1 < groups) {
           interleave<kTiles>(rows, tile, g + 1, buffer(step + 1));
@@ -357,15 +355,18 @@ class TileDecode {
         const char* p = probabilities(panel);
         if (!two_tiles(panel)) {
           char* o = reinterpret_cast<char*>(out(panel)) + tile * kTileBytes;
-          tile_load<0>(o);
-          tile_load<1>(o + kTileBytes);
+          zero_accumulators();
+          if (begun_[panel]) {
+            tile_load<0>(o);
+            tile_load<1>(o + kTileBytes);
+          }
           for (int64_t g = 0; g < groups; ++g) dots_1x2(p + g * kTileBytes, v + g * kStepBytes, between);
           tile_store<0>(o);
           tile_store<1>(o + kTileBytes);
           continue;
         }
         char* o = reinterpret_cast<char*>(out(panel)) + tile * 2 * kTileBytes;
-        load_out(o);
+        load_out(o, begun_[panel]);
         for (int64_t g = 0; g < groups; ++g) {
           const char *a = p + g * 2 * kTileBytes, *b = v + g * kStepBytes;
           dots_2x2<true, true>(a, kTileRowBytes, a + kTileBytes, kTileRowBytes, b, b + kTileBytes, kTileRowBytes, between);
@@ -379,22 +380,15 @@ class TileDecode {
 inline size_t tile_scratch_bytes(const MlaDecodeShape& shape) { return TileScratch(shape).bytes; }
 
 inline void attend_tiles(const MlaDecodeUnit& m, bool finish) {
-  {
-    const TileScope tiles;
-    TileDecode decode(m);
-    decode.begin();
-    decode.attend();
-    decode.finish();
-  }
-  if (finish) write_rows<float>(m.base, m.base.state);
+  const TileScope tiles;
+  TileDecode decode(m, finish);
+  decode.begin();
+  decode.attend();
+  decode.finish();
 }
 
 extern const MlaDecodeIsa kMlaDecode;
-const MlaDecodeIsa kMlaDecode = {kVectorBytes,
-                                 static_cast<int>(kUnitKeys),
-                                 tile_block_k,
-                                 {tile_scratch_bytes, nullptr},
-                                 {attend_tiles, nullptr},
-                                 {join_columns<float>, nullptr}};
+const MlaDecodeIsa kMlaDecode = {
+    kVectorBytes, static_cast<int>(kUnitKeys), tile_block_k, {tile_scratch_bytes, nullptr}, {attend_tiles, nullptr}, {join_tiles, nullptr}};
 
 }  // namespace attile::ATTILE_ISA

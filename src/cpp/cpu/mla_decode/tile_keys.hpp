@@ -60,8 +60,9 @@ class KeyBlock {
   bool whole_;
 
   // Whether 16 rows lie at one stride.
-  static bool even(const KeyRow* rows, KeyGroup& group) {
+  bool even(const KeyRow* rows, KeyGroup& group) const {
     group = {rows[0].ckv, rows[0].kpe, rows[1].ckv - rows[0].ckv, rows[1].kpe - rows[0].kpe};
+    if (in_order(m_)) return true;
     bool same = true;
     for (int64_t j = 1; j < kGroupKeys; ++j)
       same &= (rows[j].ckv - rows[j - 1].ckv == group.ckv_stride) & (rows[j].kpe - rows[j - 1].kpe == group.kpe_stride);

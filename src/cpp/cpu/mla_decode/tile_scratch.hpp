@@ -16,7 +16,7 @@ struct RopeChunk {
 struct TileScratch {
   int64_t panels, latent_chunks, rope_chunks;  // the last two for one panel, at most
   int64_t value_tiles;                         // of 16 columns, a multiple of four
-  size_t q, rope, q_rope, v, s, p, o, rows, groups, runs, staged, zeros, bytes;
+  size_t q, rope, rope_counts, q_rope, v, s, p, o, rows, groups, runs, staged, zeros, bytes;
 
   explicit TileScratch(const MlaDecodeShape& shape) : bytes(0) {
     const RowBytes row(shape);
@@ -29,6 +29,7 @@ struct TileScratch {
     const int64_t keys = round_up(shape.block_k, kUnitKeys), groups_of_32 = keys / kTileStep;
     q = take(panels * (latent_chunks + rope_chunks) * kStepBytes);
     rope = take(panels * rope_chunks * sizeof(RopeChunk));
+    rope_counts = take(panels * sizeof(int64_t));
     q_rope = take(shape.rope_heads > 1 ? shape.rows * shape.rope * sizeof(float) : 0);
     v = take((groups_of_32 < 4 ? 4 : groups_of_32) * kStepBytes);  // 32 columns; or twice 64 of 32 keys
     s = take(keys * kLaneRowBytes);
@@ -49,12 +50,11 @@ struct TileScratch {
   }
 };
 
-// 128 keys for a panel, 256 for more, whose O is loaded and stored once a block; rows that may have to be copied within 1 MB.
+// 128 keys: larger blocks load and store O less often, but what was asked for waits longer in L2; rows that may have to be copied within 1 MB.
 inline int64_t tile_block_k(const MlaDecodeShape& shape) {
-  constexpr int64_t kFew = 128, kMany = 256, kStaged = 1 << 20;
-  const int64_t wanted = shape.rows <= kTileLanes ? kFew : kMany;
+  constexpr int64_t kKeys = 128, kStaged = 1 << 20;
   const int64_t fitting = kStaged / RowBytes(shape).padded() / kUnitKeys * kUnitKeys;
-  return fitting < kUnitKeys ? kUnitKeys : fitting < wanted ? fitting : wanted;
+  return fitting < kUnitKeys ? kUnitKeys : fitting < kKeys ? fitting : kKeys;
 }
 
 }  // namespace attile::ATTILE_ISA

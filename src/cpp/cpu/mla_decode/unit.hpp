@@ -9,6 +9,9 @@
 
 namespace attile {
 
+// O in a BlockState has room for columns in multiples of this.
+inline constexpr int64_t kStateColumns = 64;
+
 // What the scratch of a kernel depends on.
 struct MlaDecodeShape {
   int64_t rows;          // most rows of a block, padded to whole panels
@@ -31,6 +34,7 @@ struct MlaDecodeUnit {
   MlaDecodeShape shape;
   char* scratch;              // aligned to 64 bytes
   bool expected;              // the unit before has asked for its first keys
+  bool packed;                // scratch holds what the unit before has made of these rows' queries
   const MlaDecodeUnit* next;  // where the keys are that this worker will probably see after this unit's; null: none
 };
 
