@@ -62,3 +62,19 @@ def test_several_tiles_and_blocks(blocks, causal):
 
 def test_more_keys_than_a_tile_holds():
     check(600, 2300, causal=True)
+
+
+@pytest.mark.parametrize("offset", [0, 16, 32], ids=lambda n: f"{n}-bytes-behind-a-line")
+@pytest.mark.parametrize(("batch", "head_dim_v"), [(32, 64), (22, 96)])
+def test_an_out_larger_than_l2(batch, head_dim_v, offset):
+    """Whole lines of it are written past the caches."""
+    r, dtype = rng(0), cases.numpy_dtype("bfloat16")
+    query, key, value = (r.standard_normal((batch, 33, 16, d)).astype(dtype) for d in (64, 64, head_dim_v))
+    memory = np.full(value.nbytes + 128, 0xFF, np.uint8)
+    begin = -memory.ctypes.data % 64 + offset
+    end = begin + value.nbytes
+    out = memory[begin:end].view(dtype).reshape(value.shape)
+    assert out.nbytes > 2 << 20
+    flash_attention(query, key, value, causal=True, out=out, cfg=FlashAttentionConfig(kernel=KERNEL))
+    assert (memory[:begin] == 0xFF).all() and (memory[end:] == 0xFF).all()
+    Judge({"query": query, "key": key, "value": value, "causal": True}).check(out)

@@ -16,6 +16,7 @@ namespace attile {
 namespace {
 
 constexpr int64_t kClearTokens = 256;
+constexpr int64_t kLargeOut = 2 << 20;  // L2
 
 int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
@@ -107,6 +108,10 @@ struct Run {
   int64_t item_count, attending;
   const UnitHooks* hooks;
 
+  int64_t out_bytes() const {
+    const auto& shape = p.out.shape;
+    return shape[0] * shape[1] * shape[2] * shape[3] * static_cast<int64_t>(size_of(p.dtype));
+  }
   int accumulator() const { return p.dtype == DType::f64 ? 1 : 0; }
   BlockState state_at(char* at) const { return {at + layout.max, at + layout.sum, at + layout.out}; }
   BlockState part(int64_t unit, int64_t split) const {
@@ -186,6 +191,7 @@ struct Run {
     u.k_rows = layout.k_rows;
     u.v_row = layout.v_row;
     u.keys_ahead = hooks == nullptr && has_large_l2();
+    u.out_is_large = hooks == nullptr && out_bytes() > kLargeOut;
 
     u.softmax_scale = p.softmax_scale;
     u.softcap = p.has(kSoftcap) ? p.softcap : 0;

@@ -3,7 +3,7 @@
 //
 //   Q  -> [panel][chunk][part][2][16][16 rows][2]            pairs of dims, chunks of 32 dims
 //   K  -> [group][chunk][part][32 keys][32 dims]             groups of 32 keys: rows as they are
-//   V  -> [columns / 32][group][part][32 columns][32 keys]   transposed: keys in pairs, then words in registers
+//   V  -> [columns / 32][group][part][32 columns][32 keys]   transposed: keys in pairs, words in place
 //
 // Dims, columns and keys are padded with zeros.
 #pragma once
@@ -95,7 +95,8 @@ template <class RowAt>
 inline void prefetch_rows(RowAt row_at, int64_t begin, int64_t end, int64_t bytes) {
   for (int64_t j = begin; j < end; ++j) {
     const char* row = row_at(j);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+    __builtin_prefetch(row + bytes - 1, 0, 2);
   }
 }
 
@@ -126,72 +127,71 @@ inline void pack_query_tiles(RowAt row_at, int64_t head_dim, char* to) {
     for (int64_t side = 0; side < kSides; ++side) pack_query_tile<kParts>(row_at, chunk, side, head_dim, to);
 }
 
-inline constexpr int64_t kRowsAhead = 24;
+inline constexpr int64_t kRowPieces = 4, kPieceRows = kTileStep / kRowPieces;  // of a step
 
-// Rows [first, keys) and zeros up to a whole group, first a multiple of 32. Rows to come, of `all` that exist, are asked for.
+// Rows of piece `piece` of step `step`, zeros from row `keys` on.
 template <int kParts, class RowAt>
-inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* to, int64_t all = 0, int64_t first = 0) {
-  const int64_t chunks = (head_dim + kTileStep - 1) / kTileStep, padded = (keys + kTileStep - 1) / kTileStep * kTileStep;
-  for (int64_t j = first; j < padded; ++j) {
+inline void pack_key_rows(RowAt row_at, int64_t step, int64_t piece, int64_t keys, int64_t head_dim, char* to) {
+  const int64_t chunks = (head_dim + kTileStep - 1) / kTileStep;
+  to += step * chunks * kParts * kStepBytes;
+  for (int64_t l = piece * kPieceRows; l < (piece + 1) * kPieceRows; ++l) {
+    const int64_t j = step * kTileStep + l;
     const char* row = j < keys ? row_at(j) : nullptr;
-    if (j + kRowsAhead < all) prefetch_rows(row_at, j + kRowsAhead, j + kRowsAhead + 1, head_dim * kElementBytes<kParts>);
-    char* at = to + j / kTileStep * chunks * kParts * kStepBytes + j % kTileStep * kTileRowBytes;
     for (int64_t c = 0; c < chunks; ++c) {
       const Chunk<kParts> chunk = load_chunk<kParts>(row, c * kTileStep, head_dim);
 #pragma GCC unroll 4
-      for (int i = 0; i < kParts; ++i) store(at + (c * kParts + i) * kStepBytes, chunk.part[i]);
+      for (int i = 0; i < kParts; ++i) store(to + (c * kParts + i) * kStepBytes + l * kTileRowBytes, chunk.part[i]);
     }
   }
 }
 
-// Chunk c of the 32 rows of step `step`, likewise.
+// All rows, and zeros up to a whole group.
 template <int kParts, class RowAt>
-inline void pack_key_chunk(RowAt row_at, int64_t step, int64_t c, int64_t keys, int64_t head_dim, char* to) {
-  const int64_t chunks = (head_dim + kTileStep - 1) / kTileStep;
-  to += (step * chunks + c) * kParts * kStepBytes;
-  for (int64_t l = 0; l < kTileStep; ++l) {
-    const int64_t j = step * kTileStep + l;
-    const Chunk<kParts> chunk = load_chunk<kParts>(j < keys ? row_at(j) : nullptr, c * kTileStep, head_dim);
-#pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) store(to + i * kStepBytes + l * kTileRowBytes, chunk.part[i]);
-  }
+inline void pack_key_tiles(RowAt row_at, int64_t keys, int64_t head_dim, char* to) {
+  for (int64_t step = 0; step * kTileStep < keys; ++step)
+    for (int64_t piece = 0; piece < kRowPieces; ++piece) pack_key_rows<kParts>(row_at, step, piece, keys, head_dim, to);
 }
 
 // Interleaving within 128 bits leaves its halves' words at these columns.
 inline int64_t column_of(int half, int word) { return 4 * half + 8 * (word / 4) + word % 4; }
 
-// Half of the 32 columns of block `block`, group g of a tile of `groups` groups: rows up to `keys`, zeros beyond.
-template <int kParts, int kHalf, class RowAt>
-inline void pack_value_half(RowAt row_at, int64_t g, int64_t block, int64_t keys, int64_t head_dim_v, char* to, int64_t groups) {
-  Vec<float> x[kParts][kWords];
-  for (int w = 0; w < kWords; ++w) {
-    const int64_t j = g * kTileStep + 2 * w, d = block * kTileStep;
-    const Chunk<kParts> even = load_chunk<kParts>(j < keys ? row_at(j) : nullptr, d, head_dim_v);
-    const Chunk<kParts> odd = load_chunk<kParts>(j + 1 < keys ? row_at(j + 1) : nullptr, d, head_dim_v);
+// V takes two steps, so that its rows are read whole: words of two keys where the block's tiles will be, then those transposed in place.
+// Staged, a block of 32 columns is [half][16 pairs of keys][16 words], the halves being the lower and the upper ones of every 8 columns.
+//
+// Rows of piece `piece` of group g of a tile of `groups` groups, zeros from row `keys` on.
+template <int kParts, class RowAt>
+inline void stage_value_rows(RowAt row_at, int64_t g, int64_t piece, int64_t keys, int64_t head_dim_v, char* to, int64_t groups) {
+  for (int64_t w = piece * kPieceRows / 2; w < (piece + 1) * kPieceRows / 2; ++w) {
+    const int64_t j = g * kTileStep + 2 * w;
+    const char *even_row = j < keys ? row_at(j) : nullptr, *odd_row = j + 1 < keys ? row_at(j + 1) : nullptr;
+    char* at = to + g * kParts * kStepBytes + w * kTileRowBytes;
+    for (int64_t d = 0; d < head_dim_v; d += kTileStep, at += groups * kParts * kStepBytes) {
+      const Chunk<kParts> even = load_chunk<kParts>(even_row, d, head_dim_v), odd = load_chunk<kParts>(odd_row, d, head_dim_v);
 #pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) {
-      const __m512i a = (__m512i)even.part[i], b = (__m512i)odd.part[i];
-      x[i][w] = (Vec<float>)(kHalf ? _mm512_unpackhi_epi16(a, b) : _mm512_unpacklo_epi16(a, b));
+      for (int i = 0; i < kParts; ++i) {
+        const __m512i a = (__m512i)even.part[i], b = (__m512i)odd.part[i];
+        store(at + i * kStepBytes, (Vec<float>)_mm512_unpacklo_epi16(a, b));
+        store(at + i * kStepBytes + kTileBytes, (Vec<float>)_mm512_unpackhi_epi16(a, b));
+      }
     }
-  }
-  to += (block * groups + g) * kParts * kStepBytes;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) {
-    transpose<float>(x[i]);
-#pragma GCC unroll 16
-    for (int w = 0; w < kWords; ++w) store(to + i * kStepBytes + column_of(kHalf, w) * kTileRowBytes, x[i][w]);
   }
 }
 
-// Rows [first, keys) of such a tile. Rows to come are asked for likewise.
-template <int kParts, class RowAt>
-inline void pack_value_tiles(RowAt row_at, int64_t keys, int64_t head_dim_v, char* to, int64_t all, int64_t first, int64_t groups) {
-  for (int64_t g = first / kTileStep; g * kTileStep < keys; ++g) {
-    const int64_t ahead = (g + 1) * kTileStep, end = ahead + kTileStep < all ? ahead + kTileStep : all;
-    prefetch_rows(row_at, ahead, end, head_dim_v * kElementBytes<kParts>);
-    for (int64_t block = 0; block * kTileStep < head_dim_v; ++block) {
-      pack_value_half<kParts, 0>(row_at, g, block, keys, head_dim_v, to, groups);
-      pack_value_half<kParts, 1>(row_at, g, block, keys, head_dim_v, to, groups);
+template <int kParts>
+inline void transpose_values(int64_t g, int64_t block, char* to, int64_t groups) {
+  to += (block * groups + g) * kParts * kStepBytes;
+  for (int i = 0; i < kParts; ++i, to += kStepBytes) {
+    Vec<float> x[2][kWords];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+      for (int w = 0; w < kWords; ++w) x[half][w] = load<Vec<float>>(to + half * kTileBytes + w * kTileRowBytes);
+      transpose<float>(x[half]);
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+      for (int w = 0; w < kWords; ++w) store(to + column_of(half, w) * kTileRowBytes, x[half][w]);
     }
   }
 }

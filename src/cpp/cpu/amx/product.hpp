@@ -47,14 +47,22 @@ struct PartProducts<3, kEvery> {
 // arrive. A core that retires in order holds some 500 instructions; dots that wait behind one another and behind their loads fill it.
 enum class Pace { step, dot };
 
+// Where A comes from: L1, or L2, whence it passes once, too much of it for L1, which then has room for B and C.
+enum class Source { near, passing };
+
+template <Source kSource, int kTile>
+inline __attribute__((always_inline)) void load_a(const char* a) {
+  kSource == Source::passing ? tile_load_passing<kTile>(a) : tile_load<kTile>(a);
+}
+
 // Registers: C 0 to 3 (two rows of A's tiles by two of B's), A 4 and 5, B 6 and 7.
-template <int kParts, bool kEvery, int kRows, int kProduct = 0, class Within>
+template <int kParts, bool kEvery, int kRows, Source kSource = Source::near, int kProduct = 0, class Within>
 inline __attribute__((always_inline)) void product_step(const char* a, const char* b, Within within) {
   using Products = PartProducts<kParts, kEvery>;
   constexpr int kA = Products::kA[kProduct], kB = Products::kB[kProduct], kBefore = kProduct > 0 ? kProduct - 1 : 0;
   constexpr bool kNewA = kProduct == 0 || kA != Products::kA[kBefore], kNewB = kProduct == 0 || kB != Products::kB[kBefore];
   const char *from_a = a + kA * kStepBytes, *from_b = b + kB * kStepBytes;
-  if constexpr (kNewA) tile_load<4>(from_a);
+  if constexpr (kNewA) load_a<kSource, 4>(from_a);
   if constexpr (kNewB) tile_load<6>(from_b);
   within();
   tile_dot_bf16<0, 4, 6>();
@@ -62,13 +70,13 @@ inline __attribute__((always_inline)) void product_step(const char* a, const cha
   within();
   tile_dot_bf16<1, 4, 7>();
   if constexpr (kRows > 1) {
-    if constexpr (kNewA) tile_load<5>(from_a + kTileBytes);
+    if constexpr (kNewA) load_a<kSource, 5>(from_a + kTileBytes);
     within();
     tile_dot_bf16<2, 5, 6>();
     within();
     tile_dot_bf16<3, 5, 7>();
   }
-  if constexpr (kProduct + 1 < Products::kCount) product_step<kParts, kEvery, kRows, kProduct + 1>(a, b, within);
+  if constexpr (kProduct + 1 < Products::kCount) product_step<kParts, kEvery, kRows, kSource, kProduct + 1>(a, b, within);
 }
 
 // C's registers, kRows tiles of A by two of B: zeros, what lies at c, and back there.
@@ -103,13 +111,13 @@ inline __attribute__((always_inline)) void store_product(float* c) {
 }
 
 // C's registers += A B over `steps`. `between` is called at that pace: vector work that the dots' time covers.
-template <int kParts, bool kEvery, int kRows, Pace kPace = Pace::step, class Between>
+template <int kParts, bool kEvery, int kRows, Source kSource = Source::near, Pace kPace = Pace::step, class Between>
 inline __attribute__((always_inline)) void continue_product(const char* a, const char* b, int64_t steps, Between between) {
   for (int64_t i = 0; i < steps; ++i) {
     if constexpr (kPace == Pace::dot) {
-      product_step<kParts, kEvery, kRows>(a, b, between);
+      product_step<kParts, kEvery, kRows, kSource>(a, b, between);
     } else {
-      product_step<kParts, kEvery, kRows>(a, b, [] {});
+      product_step<kParts, kEvery, kRows, kSource>(a, b, [] {});
     }
     a += kParts * kStepBytes;
     b += kParts * kStepBytes;

@@ -21,7 +21,7 @@ inline constexpr int kTiles = 8, kTileRows = 16, kTileRowBytes = 64, kTileBytes 
 #if ATTILE_AMX_EMULATED
 
 // A static function's variable stays in its own object: no symbol of this level for the linker to choose from.
-static inline char (*tile_registers())[kTileBytes] {
+static inline char (*tile_registers()) [kTileBytes] {
   alignas(64) static thread_local char registers[kTiles][kTileBytes];
   return registers;
 }
@@ -45,6 +45,11 @@ template <int kTile>
 inline void tile_load(const void* p, int64_t row_bytes = kTileRowBytes) {
   for (int m = 0; m < kTileRows; ++m)
     __builtin_memcpy(tile_registers()[kTile] + m * kTileRowBytes, static_cast<const char*>(p) + m * row_bytes, kTileRowBytes);
+}
+
+template <int kTile>
+inline void tile_load_passing(const void* p) {
+  tile_load<kTile>(p);
 }
 
 template <int kTile>
@@ -115,6 +120,12 @@ inline __attribute__((always_inline)) void tile_zero() {
 template <int kTile>
 inline __attribute__((always_inline)) void tile_load(const void* p, int64_t row_bytes = kTileRowBytes) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(row_bytes), "i"(kTile) : "memory");
+}
+
+// A tile that is not wanted again soon: L1 is left to others.
+template <int kTile>
+inline __attribute__((always_inline)) void tile_load_passing(const void* p) {
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(int64_t{kTileRowBytes}), "i"(kTile) : "memory");
 }
 
 template <int kTile>

@@ -103,7 +103,8 @@ struct Unit {
 
   UnitScratch scratch;
   BlockState state;
-  bool keys_ahead;  // L2 has room for the next tile's rows of K and V beside all this
+  bool keys_ahead;    // L2 has room for the next tile's rows of K and V beside all this
+  bool out_is_large;  // more than L2 holds
 };
 
 // What one instruction set offers; index 0: float32 accumulators, 1: float64.
