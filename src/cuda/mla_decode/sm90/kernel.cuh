@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
   ptx::fence_async_proxy();  // TMA writes next where the plan was made
   Others others;             // all threads meet
   const Segments seg{p, sm.part, T::kN, static_cast<int>(blockIdx.x)};
-  const int role = threadIdx.x / 128;
+  const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);  // so the compiler knows that a warp has one role
   if (role == 0) {
     ptx::registers_raise<kScoreRegisters>();
     others.wait();

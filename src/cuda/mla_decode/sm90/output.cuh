@@ -263,6 +263,35 @@ struct Refill {
     }
     __syncwarp();
   }
+  // Entry n is used up, and P(n): what takes their place is asked for.
+  __device__ __forceinline__ void used(uint32_t n) {
+    if constexpr (T::kNamedFree) {
+      used_named(n);
+    } else {
+      sm.pipe.release(n, half);
+      rope(n);
+      if (!T::kGathered) latent(n);
+    }
+  }
+  // Warp 0 waits for its half's other warps, warp 2 of right for all eight; a warp arrives where it does not wait.
+  __device__ __forceinline__ void used_named(uint32_t n) {
+    const int warp = threadIdx.x / 32 % 4;
+    if (warp == 0) {
+      sm.pipe.arrive_both_used(n), sm.pipe.wait_half_used(half);
+      const volatile Entry& e = sm.entry(half, n + T::kLatentStages);
+      if (e.at != kEnd && ptx::elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, e, maps, seg);
+    } else {
+      sm.pipe.arrive_half_used(half);
+      if (half == 1 && warp == 2) {
+        sm.pipe.wait_both_used(n);
+        const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
+        if (e.at != kEnd && ptx::elect_one()) load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
+      } else {
+        sm.pipe.arrive_both_used(n);
+      }
+    }
+    __syncwarp();
+  }
   // Gathered, a block takes as long to ask for as O(n) to compute: it goes where block n - 1 was, while O(n) runs.
   __device__ __forceinline__ void latent_late(uint32_t n) {
     if (n > 0) latent(n - 1);
@@ -288,9 +317,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
   __syncwarp();
   others.wait();
   auto advance = [&] {  // entry n is used up, and P
-    sm.pipe.release(n, half);
-    refill.rope(n);
-    if (!T::kGathered) refill.latent(n);
+    refill.used(n);
     if (warp == 1) {
       if (lane == 0) {
         if (!T::kGathered) ptx::cp_async_wait();  // the last step's page number
@@ -327,17 +354,25 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       } else if constexpr (T::kGathered) {
         refill.latent_late(n);
       }
-      // 1 / sum and lse are there until entry n is released.
-      const bool last = i == left - 1;
-      const int at = sm.pipe.rope_slot(n) * T::kM + row0;
-      float inv[2] = {last ? sm.inv_sum[0][at] : 0, last ? sm.inv_sum[0][at + 8] : 0};
-      float lse[2] = {last ? sm.lse[0][at] : 0, last ? sm.lse[0][at + 8] : 0};
-      const int part_slot = last ? seg.slot(r) : -1;
-      const bool whole = last && part_slot < 0;
-      if (T::kStaged && whole) store_staged<T>(seg, r, half, out, inv, lse, sm.latent[sm.pipe.slot(n)][half * T::kHalfBoxes]);
+      if (i == left - 1) {  // 1 / sum and lse are there until entry n is used up
+        const int at = sm.pipe.rope_slot(n) * T::kM + row0, slot = seg.slot(r);
+        float inv[2] = {sm.inv_sum[0][at], sm.inv_sum[0][at + 8]}, lse[2] = {sm.lse[0][at], sm.lse[0][at + 8]};
+        if (T::kStaged && slot < 0)
+          store_staged<T>(seg, r, half, out, inv, lse, sm.latent[sm.pipe.slot(n)][half * T::kHalfBoxes]);
+        else if constexpr (T::kKeeps)
+          sm.kept.put(half, row0, inv, lse);
+        else
+          store_part<T>(seg, r, slot, half, out, inv, lse);
+      }
       advance();
-      if (!T::kStaged && whole) store_direct<T>(seg, r, half, out, inv, lse);
-      if (part_slot >= 0) store_part<T>(seg, r, part_slot, half, out, inv, lse);
+    }
+    if constexpr (T::kKeeps) {
+      float inv[2], lse[2];
+      sm.kept.get(half, row0, inv, lse);
+      if (const int slot = seg.slot(r); slot >= 0)
+        store_part<T>(seg, r, slot, half, out, inv, lse);
+      else if constexpr (!T::kStaged)
+        store_direct<T>(seg, r, half, out, inv, lse);
     }
   }
 }

@@ -6,7 +6,7 @@
 //   s_done       all four score warps have read the block's rope keys: P may overwrite them
 //   P            named barriers (they wake faster): P, the rescale factors and, with a request's last block, 1 / sum and lse are
 //                written; or: Q has been taken. score arrives, left or right waits: one for each and each rope slot
-//   latent_free  an output warpgroup has done with its half, and with P
+//   latent_free  an output warpgroup has done with its half, and with P; or, where a late load costs time, named barriers (`used`)
 #pragma once
 
 #include "cuda/mla_decode/sm90/ptx.cuh"
@@ -51,12 +51,19 @@ struct Pipeline {
   // ---- left, right
   __device__ __forceinline__ void wait_p(uint32_t n, int half) { ptx::named_barrier_sync(p_barrier(n, half), 256); }
   __device__ __forceinline__ void release(uint32_t n, int half) { arrive(latent_free[slot(n)][half]); }
+  // The same by named barriers, for those who refill at once: of a half's warps, and of both halves'.
+  __device__ __forceinline__ void arrive_half_used(int half) { ptx::named_barrier_arrive(kUsed + half, 128); }
+  __device__ __forceinline__ void wait_half_used(int half) { ptx::named_barrier_sync(kUsed + half, 128); }
+  __device__ __forceinline__ void arrive_both_used(uint32_t n) { ptx::named_barrier_arrive(kUsed + 2 + rope_slot(n), 256); }
+  __device__ __forceinline__ void wait_both_used(uint32_t n) { ptx::named_barrier_sync(kUsed + 2 + rope_slot(n), 256); }
   // By who refills: every warp that used the half of block n is through.
   __device__ __forceinline__ void wait_free(uint32_t n, int half) { mbarrier_wait(at(latent_free[slot(n)][half]), n / kStages & 1); }
   __device__ __forceinline__ uint32_t latent_barrier(uint32_t n, int half) { return at(latent_full[slot(n)][half]); }
   __device__ __forceinline__ uint32_t rope_barrier(uint32_t n) { return at(rope_full[rope_slot(n)]); }
 
  private:
+  static constexpr int kUsed = 4 + 2 * kRopeStages;  // behind P's barriers
+  static_assert(kUsed + 2 + kRopeStages <= 16);
   static __device__ __forceinline__ int p_barrier(uint32_t n, int half) { return 4 + half * kRopeStages + rope_slot(n); }
   static __device__ __forceinline__ uint32_t at(uint64_t& bar) { return ptx::shared_address(&bar); }
   static __device__ __forceinline__ void arrive(uint64_t& bar) {  // one arrival a warp

@@ -51,8 +51,13 @@ struct Traits {
   static_assert(kStages <= 6);  // a walk is kAhead entries ahead: at least three more
   // P(n) is published when S(n + 1) has issued so many of its k-steps; -1: before it begins. With a third block O(n) can wait so long.
   static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && kKeys == Keys::boxes ? 28 : -1;
+  // Who loads hears by named barriers that a place is free, and rope keys have a warp of their own: an mbarrier wakes 500 cycles later.
+  static constexpr bool kNamedFree = kPublishAt >= 0;
   // Rows pass through shared memory on their way out; where products are the limit, what they pass through is wanted back at once.
   static constexpr bool kStaged = kPublishAt < 0;
+  // Other rows are stored when their last block's place has been given back; float8 leaves no room for what is kept till then.
+  static constexpr bool kKeeps = !kNarrow;
+  static_assert(kKeeps || kStaged);
 };
 
 // The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
@@ -67,7 +72,7 @@ struct Entry {
 };
 constexpr int kEnd = -1, kQ = -2;
 
-struct Walk {  // see walk.cuh
+struct alignas(16) Walk {  // see walk.cuh
   int r, left, q_left, page_no, at;
 };
 
@@ -88,6 +93,20 @@ template <class T>
 struct QueryScale {
   float back[T::kM];
 };
+// 1 / sum and lse, left's and right's own, until they store the rows; a lane reads what it wrote. In registers they would crowd the loop
+// over blocks.
+template <class T>
+struct Kept {
+  float inv_sum[2][T::kM], lse[2][T::kM];
+  __device__ __forceinline__ void put(int half, int row, const float (&inv)[2], const float (&log2)[2]) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) inv_sum[half][row + e * 8] = inv[e], lse[half][row + e * 8] = log2[e];
+  }
+  __device__ __forceinline__ void get(int half, int row, float (&inv)[2], float (&log2)[2]) const {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) inv[e] = inv_sum[half][row + e * 8], log2[e] = lse[half][row + e * 8];
+  }
+};
 struct NoRaw {
   __device__ __forceinline__ void init() {}
 };
@@ -102,6 +121,7 @@ struct alignas(1024) SharedStorage {
   float inv_sum[T::kRopeStages]
                [T::kM];              // written with a request's last block; as often as P, for the next request may end two entries later
   float lse[T::kRopeStages][T::kM];  // likewise, base 2
+  [[no_unique_address]] std::conditional_t<T::kKeeps, Kept<T>, NoRaw> kept;
   [[no_unique_address]] std::conditional_t<T::kNarrow, QueryScale<T>, NoRaw> q_scale;
   Pipeline<T::kLatentStages, T::kRopeStages, T::kGathered || T::kNarrow ? 128 : 1, T::kGathered ? 128 : 1> pipe;
   Walk walk[2];                // left's and right's
