@@ -25,12 +25,8 @@ __device__ __forceinline__ void walk_next_request(Walk& w, const Segments& seg) 
   } while (w.left <= 0);
   w.q_left = seg.q_entries(w.r);
   const int first = seg.begin(w.r) * T::kN;
-  if (T::kGathered) {
-    w.at = first;
-  } else {
-    w.page_no = first / seg.p.page_size;
-    w.at = first % seg.p.page_size;
-  }
+  w.page_no = first / seg.p.page_size;
+  w.at = first % seg.p.page_size;
 }
 
 template <class T>
@@ -48,12 +44,12 @@ __device__ __forceinline__ void walk_step(Walk& walk, Entry& entry, const Segmen
     return;
   }
   e.at = w.at;
-  if (T::kGathered || !seg.p.page_table)
+  if (!seg.p.page_table)
     e.page = w.r;
   else
     ptx::cp_async_4(ptx::shared_address(&entry.page), page_entry(seg.p, w.r, w.page_no), 4);
   w.at = w.at + T::kN;
-  if (!T::kGathered && w.at >= seg.p.page_size) {
+  if (w.at >= seg.p.page_size) {
     w.at = 0;
     w.page_no = w.page_no + 1;
   }
@@ -93,7 +89,7 @@ __device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const
   // Lane kAhead: where the walk goes on.
   if (lane > kAhead) return;
   const int q = seg.q_entries(r), count = seg.count(r), key = (seg.begin(r) + lane - q) * T::kN;
-  const bool paged = !T::kGathered && seg.p.page_table;
+  const bool paged = seg.p.page_table;
   const int page_no = paged ? key / seg.p.page_size : 0, at = paged ? key - page_no * seg.p.page_size : key;
   if (lane == kAhead) {
     w.r = r;
