@@ -179,29 +179,23 @@ class TileAttention {
     }
   }
 
-  // O (+)= V^T P^T, 32 columns at a time, and of P as much as L1 keeps for the next columns.
+  // O (+)= V^T P^T, 32 columns at a time.
   template <class Between>
   inline __attribute__((always_inline)) void values_of(const Visit& visit, Between between) const {
-    constexpr int64_t kMost = (32 << 10) / (kParts * kStepBytes);
-    const int64_t turns = (visit.steps + kMost - 1) / kMost, most = (visit.steps + turns - 1) / turns;
-    for (int64_t first = 0; first < visit.steps; first += most) {
-      const int64_t steps = visit.steps - first < most ? visit.steps - first : most;
-      const char *v = chores_.values(visit.first) + first * kParts * kStepBytes, *p = probabilities() + first * kParts * kStepBytes;
-      float* o = state_.out(visit.panel);
-      const bool begins = visit.begins && first == 0;
-      int64_t column = 0;
-      for (; state_.columns - column >= kTileStep; column += kTileStep) {
-        begins ? zero_product<2>() : load_product<2>(o);
-        continue_product<kParts, false, 2, Source::passing>(v, p, steps, between);
-        store_product<2>(o);
-        v += chores_.values_block_bytes();
-        o += kTileStep * kTileLanes;
-      }
-      if (column == state_.columns) continue;
-      begins ? zero_product<1>() : load_product<1>(o);
-      continue_product<kParts, false, 1, Source::passing>(v, p, steps, between);
-      store_product<1>(o);
+    const char* v = chores_.values(visit.first);
+    float* o = state_.out(visit.panel);
+    int64_t column = 0;
+    for (; state_.columns - column >= kTileStep; column += kTileStep) {
+      visit.begins ? zero_product<2>() : load_product<2>(o);
+      continue_product<kParts, false, 2, Source::passing>(v, probabilities(), visit.steps, between);
+      store_product<2>(o);
+      v += chores_.values_block_bytes();
+      o += kTileStep * kTileLanes;
     }
+    if (column == state_.columns) return;
+    visit.begins ? zero_product<1>() : load_product<1>(o);
+    continue_product<kParts, false, 1, Source::passing>(v, probabilities(), visit.steps, between);
+    store_product<1>(o);
   }
 
   __attribute__((noinline)) void values_beside(const Visit& now, const Visit* next, const Visit* then) {
