@@ -23,7 +23,8 @@ class Barrier:
 
 
 class Ring:
-    """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1).
+    """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1), and who loads hears by
+    barriers of their own that places are free.
 
     keys: "boxes"; "whole", one warp asks for both halves and the rope keys; "gathered", producers ask for them, and there are places for five halves of two blocks;
     "narrow", an output warpgroup widens it from a ring of two.
@@ -37,6 +38,7 @@ class Ring:
         self.full, self.free = ([Barrier(1) for _ in range(self.places)] for _ in range(2))
         self.rope_full, self.s_done = ([Barrier(1) for _ in range(rope_stages)] for _ in range(2))
         self.p_full = [[Barrier(2), Barrier(2)] for _ in range(rope_stages)]  # score and one output warpgroup
+        self.both_used = [Barrier(2) for _ in range(rope_stages)]
         self.latent = [None] * self.places
         self.rope = [None] * rope_stages
         self.statistics = [None] * (statistics or rope_stages)
@@ -147,6 +149,15 @@ class Ring:
                 assert entry == "q" or self.rope[rope_slot] == ("p", n), "P"
                 yield "step"
             assert entry != "k1" or self.statistics[n % len(self.statistics)] == n, "statistics"
+            if self.late:
+                if n + self.stages < len(self.entries):
+                    self.agents.append(self.load(n + self.stages, half))
+                self.both_used[rope_slot].arrive()
+                if half == 1:
+                    yield self.both_used[rope_slot], n // self.rope_stages & 1
+                    if n + self.rope_stages < len(self.entries):
+                        self.agents.append(self.load_rope(n + self.rope_stages))
+                continue
             self.free[self.place(n, half)].arrive()
             if self.keys == "gathered":
                 continue
