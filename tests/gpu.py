@@ -11,6 +11,8 @@ from machine import jax_64_bit
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes three quarters of the GPU's memory from the others
 
+SLOW_CLOCKS = 400_000_000  # about 0.2 s of a GPU: longer than the host takes for any call, even where a dozen processes test at once
+
 CONFIG = attile.show_config()
 MISSING = None if CONFIG["cuda"] else CONFIG["cuda_missing"]
 KERNELS = [row["name"] for row in CONFIG["kernels"] if row["device"] == "cuda" and row["function"] == "flash_attention"]

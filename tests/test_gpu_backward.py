@@ -133,7 +133,7 @@ def test_on_the_current_stream():
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(gpu.SLOW_CLOCKS)
         arrays["query"].copy_(late["query"])
         arrays["dout"].copy_(late["dout"])
         made = flash_attention_backward(**arrays)

@@ -14,8 +14,6 @@ from test_merge import states
 
 pytestmark = pytest.mark.gpu
 
-SLOW_CLOCKS = 50_000_000  # about 30 ms
-
 
 @pytest.fixture
 def torch():
@@ -47,7 +45,7 @@ def test_torch_current_stream(torch):
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(SLOW_CLOCKS)
+        torch.cuda._sleep(gpu.SLOW_CLOCKS)
         for name, x in arrays.items():
             x.copy_(late[name])
         out = flash_attention(**arrays)
@@ -66,7 +64,7 @@ def test_cupy_current_stream(cupy):
     wait = cupy.RawKernel("extern \"C\" __global__ void wait_(long long n) { long long t = clock64(); while (clock64() - t < n); }", "wait_")
     cupy.cuda.Device().synchronize()
     with cupy.cuda.Stream(non_blocking=True) as side:
-        wait((1,), (1,), (np.int64(SLOW_CLOCKS),))
+        wait((1,), (1,), (np.int64(gpu.SLOW_CLOCKS),))
         for name, x in arrays.items():
             x[...] = late[name]
         out = flash_attention(**arrays)

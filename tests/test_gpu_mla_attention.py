@@ -20,7 +20,6 @@ CASES = mla_attention_cases.SMALL + mla_attention_cases.EDGE + mla_attention_cas
 SMALL = [case for case in mla_attention_cases.SMALL if case.dtype != "float64"]
 STRATEGIES = ("rebuild", "absorb")
 KERNELS = [row["name"] for row in gpu.CONFIG["kernels"] if row["device"] == "cuda" and row["function"] == "mla_attention"]
-SLOW_CLOCKS = 50_000_000  # about 30 ms
 
 
 @functools.cache
@@ -252,7 +251,7 @@ def test_the_current_stream(torch, strategy):
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(SLOW_CLOCKS)
+        torch.cuda._sleep(gpu.SLOW_CLOCKS)
         for name, x in arrays.items():
             x.copy_(late[name])
         out = mla_attention(**arrays, cfg=config)

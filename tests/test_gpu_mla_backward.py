@@ -224,7 +224,7 @@ def test_on_the_current_stream(torch):
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(gpu.SLOW_CLOCKS)
         for name in ("query", "dout", "key_value"):
             arrays[name].copy_(late[name])
         made = mla_attention_backward(**arrays)

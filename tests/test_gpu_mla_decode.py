@@ -211,7 +211,7 @@ def test_current_stream():
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(gpu.SLOW_CLOCKS)
         for name in data:
             arrays[name].copy_(late[name])
         out, lse = mla_decode(**arrays, return_lse=True)

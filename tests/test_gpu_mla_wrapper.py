@@ -135,7 +135,7 @@ def test_plan_waits_for_nothing():
     wrapper.plan(**given, **settings)
     wrapper.run(**run)
     torch.cuda.synchronize()
-    torch.cuda._sleep(50_000_000)
+    torch.cuda._sleep(gpu.SLOW_CLOCKS)
     wrapper.plan(**given, **settings)
     out, lse = wrapper.run(**run, return_lse=True, return_lse_base_on_e=True)
     event = torch.cuda.Event()
