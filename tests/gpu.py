@@ -78,6 +78,6 @@ def to_numpy(x):
     return np.asarray(x)
 
 
-def library_for(case):
+def holder_of(case):
     """The first installed library that can hold the case's arrays, or None."""
     return next((name for name in MEMORY.get(case.memory, ()) if name in LIBRARIES and name != "jax"), None)

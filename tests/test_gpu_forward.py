@@ -39,14 +39,14 @@ def run(case, library, kernel=None, host=(), seed=0, **blocks):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_kernel_on_every_case(case, cuda_kernel):
-    library = gpu.library_for(case)
+    library = gpu.holder_of(case)
     if library is None:
         pytest.skip(f"no library here has GPU arrays that lie like {case.memory}")
     judge_of(case).check(*run(case, library, cuda_kernel))
 
 
 def test_every_kernel_takes_a_case(cuda_kernel):
-    assert any(takes(cuda_kernel, **gpu.call_on(case.arrays(), "torch")) for case in cases.SMALL + cases.EDGE if gpu.library_for(case) == "torch")
+    assert any(takes(cuda_kernel, **gpu.call_on(case.arrays(), "torch")) for case in cases.SMALL + cases.EDGE if gpu.holder_of(case) == "torch")
 
 
 @pytest.mark.parametrize("case", [case for case in cases.SMALL + cases.EDGE if case in cases.SMALL or case.id.startswith("memory")], ids=str)

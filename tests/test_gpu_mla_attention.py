@@ -56,7 +56,7 @@ def torch():
 @pytest.mark.parametrize("mla_kernel", KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_kernel_on_every_case(case, mla_kernel, strategy):
-    library = gpu.library_for(case)
+    library = gpu.holder_of(case)
     if library is None:
         pytest.skip(f"no library here has GPU arrays that lie like {case.memory}")
     judge_of(case).check(strategy, *run(case, library, strategy, mla_kernel))

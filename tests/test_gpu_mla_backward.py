@@ -56,7 +56,7 @@ def given(gradients):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case(case):
-    library = gpu.library_for(case)
+    library = gpu.holder_of(case)
     if library is None:
         pytest.skip(f"no library here has GPU arrays that lie like {case.memory}")
     call, dout, dlse, arguments = prepared(case, library)

@@ -306,20 +306,20 @@ Result::Result(attile_tensor& spec, const Borrowed& like, const char* function) 
 }
 
 void Result::allocate(attile_tensor& spec, const Borrowed& like, const char* function) {
-  const ArrayType& type = *like.type;
-  if (type.route == Route::numpy) {
+  const ArrayType* type = like.type;
+  if (type->route == Route::numpy) {
     object_ = numpy::empty(spec, like.object);
     return;
   }
-  if (type.route == Route::exchange) {
-    object_ = exchange_allocate(*type.api, spec);
+  if (type->route == Route::exchange) {
+    object_ = exchange_allocate(*type->api, spec);
     return;
   }
   like_ = py::reinterpret_borrow<py::object>(like.object);
-  object_ = type.library.empty(shape_of(spec), dtype_name(spec.dtype), like_);
+  object_ = type->library.empty(shape_of(spec), dtype_name(spec.dtype), like_);
   if (object_.is_none()) {
     object_ = make_buffer(spec);
-    adopt_ = type.library.adopt;
+    adopt_ = type->library.adopt;
     return;
   }
   Call call(function, true);

@@ -195,8 +195,7 @@ class TileChores {
   void write_block(int64_t i) const {
     const int64_t a_side = u.head_dim_v / out_columns_, first = left_ * kTileLanes + i / a_side * kWords, d = i % a_side * out_columns_;
     const int64_t rows = u.count - first < kWords ? u.count - first : kWords;
-    const Vec<float> sum = load<Vec<float>>(static_cast<const float*>(u.state.sum) + first), one = broadcast<float>(1);
-    const Vec<float> factor = one / (sum == Vec<float>{} ? one : sum);
+    const Vec<float> factor = out_factor<float>(load<Vec<float>>(static_cast<const float*>(u.state.sum) + first));
     const QueryRow* to = u.rows + first;
     Vec<float> x[kWords];
     read_block(first, d, factor, x);

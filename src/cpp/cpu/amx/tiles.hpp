@@ -21,7 +21,7 @@ inline constexpr int kTiles = 8, kTileRows = 16, kTileRowBytes = 64, kTileBytes 
 #if ATTILE_AMX_EMULATED
 
 // A static function's variable stays in its own object: no symbol of this level for the linker to choose from.
-static inline char (*tile_registers()) [kTileBytes] {
+static inline char (*tile_registers())[kTileBytes] {
   alignas(64) static thread_local char registers[kTiles][kTileBytes];
   return registers;
 }

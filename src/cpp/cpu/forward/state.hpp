@@ -25,6 +25,13 @@ inline void prefetch_row(const Unit& u, char* row) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1, 3);
 }
 
+// 1 / sum, by which rows of O become out; 1 where nothing was seen.
+template <class T>
+inline Vec<T> out_factor(Vec<T> sum) {
+  const Vec<T> one = broadcast<T>(1);
+  return one / (sum == Vec<T>{} ? one : sum);
+}
+
 // out = O / sum (0 where nothing was seen), lse = ln(2) max + ln(sum), of rows [begin, end); begin a multiple of a vector.
 template <class T>
 inline void write_rows(const Unit& u, const BlockState& state, int64_t begin, int64_t end) {
@@ -33,8 +40,7 @@ inline void write_rows(const Unit& u, const BlockState& state, int64_t begin, in
     const PanelState<T> from = panel_state<T>(u, state, first / kPanel<T>);
     const int64_t lane = first % kPanel<T>, here = end - first < W ? end - first : W;
     const QueryRow* rows = u.rows + first;
-    const Vec<T> sum = load<Vec<T>>(from.sum + lane), one = broadcast<T>(1);
-    const Vec<T> factor = u.normalize ? one / (sum == Vec<T>{} ? one : sum) : one;
+    const Vec<T> factor = u.normalize ? out_factor<T>(load<Vec<T>>(from.sum + lane)) : broadcast<T>(1);
     for (int64_t r = first + W; r < first + 2 * W && r < end; ++r) prefetch_row(u, u.rows[r].out);
     with_input_format<T>(u.dtype, [&](auto format) {
       using Format = decltype(format);

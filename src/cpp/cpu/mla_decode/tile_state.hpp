@@ -36,12 +36,6 @@ class TileState {
   int64_t padded_, value_tiles_;
 };
 
-// 1 / sum, by which rows of O become out.
-inline Vec<float> out_factor(Vec<float> sum) {
-  const Vec<float> one = broadcast<float>(1);
-  return one / (sum == Vec<float>{} ? one : sum);
-}
-
 // Columns [d, d + 32) of rows [first, first + 16) of out, as far as there are any, from two tiles of O.
 inline void write_tiles(const Unit& u, int64_t first, int64_t d, const float* tiles, const float* factor) {
   const int64_t here = u.count - first < kTileRows ? u.count - first : kTileRows;
@@ -78,7 +72,7 @@ inline void write_block(const Unit& u, const float* o) {
     const float *max = static_cast<float*>(u.state.max) + first, *sum = static_cast<float*>(u.state.sum) + first;
     for (int64_t r = first; r < first + kTileRows && r < u.count; ++r) prefetch_row(u, u.rows[r].out);
     alignas(64) float factor[kTileRows];
-    store(factor, out_factor(load<Vec<float>>(sum)));
+    store(factor, out_factor<float>(load<Vec<float>>(sum)));
     for (int64_t d = 0; d < u.head_dim_v; d += kTileStep) write_tiles(u, first, d, o + state.tiles(first, d), factor);
     write_lse(u, first, max, sum);
   }
@@ -100,7 +94,7 @@ inline void join_tiles(const Unit& u, const BlockState* parts, int64_t count, in
       store(weight[i], w);
       total += load<Vec<float>>(static_cast<const float*>(parts[i].sum) + first) * w;
     }
-    store(factor, out_factor(total));
+    store(factor, out_factor<float>(total));
     store(most, top);
     store(sum, total);
     for (int64_t d = 0; d < u.head_dim_v; d += kTileStep) {
