@@ -23,27 +23,50 @@ class Barrier:
 
 
 class Ring:
-    """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1).
+    """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1), and who loads hears by
+    barriers of their own that places are free.
 
-    keys: "boxes"; "whole", one warp asks for both halves and the rope keys; "gathered", a block is asked for while the next one's O runs; "narrow", an output warpgroup widens it from a ring of two.
+    keys: "boxes"; "whole", one warp asks for both halves and the rope keys; "gathered", producers ask for them, and there are places for five halves of two blocks;
+    "narrow", an output warpgroup widens it from a ring of two.
     """
 
     def __init__(self, rng, stages, rope_stages, late, requests, keys="boxes", statistics=None):
         self.rng, self.stages, self.rope_stages, self.late, self.keys = rng, stages, rope_stages, late, keys
         self.raw, self.raw_full = [[None, None] for _ in range(2)], [[Barrier(1), Barrier(1)] for _ in range(2)]
         self.entries = [e for blocks, q in requests for e in ["q"] * q + [f"k{left}" for left in range(blocks, 0, -1)]]
-        self.full, self.free = ([[Barrier(1), Barrier(1)] for _ in range(stages)] for _ in range(2))
+        self.places = 2 * stages + (keys == "gathered")  # for halves of latents
+        self.full, self.free = ([Barrier(1) for _ in range(self.places)] for _ in range(2))
         self.rope_full, self.s_done = ([Barrier(1) for _ in range(rope_stages)] for _ in range(2))
         self.p_full = [[Barrier(2), Barrier(2)] for _ in range(rope_stages)]  # score and one output warpgroup
-        self.latent = [[None, None] for _ in range(stages)]
+        self.both_used = [Barrier(2) for _ in range(rope_stages)]
+        self.latent = [None] * self.places
         self.rope = [None] * rope_stages
         self.statistics = [None] * (statistics or rope_stages)
-        self.agents = [self.score(), self.output(0), self.output(1)]
+        self.agents = [self.score(), self.output(0), self.output(1)] + ([self.producers()] if keys == "gathered" else [])
+
+    def place(self, n, half):
+        return (2 * n + half) % self.places
+
+    def phase(self, n, half):
+        return (2 * n + half) // self.places & 1
+
+    def is_free(self, n, half):
+        """What one waits for until half of block n is used up."""
+        return self.free[self.place(n, half)], self.phase(n, half)
 
     def load(self, n, half):
         yield "step"
-        self.latent[n % self.stages][half] = n
-        self.full[n % self.stages][half].arrive()
+        self.latent[self.place(n, half)] = n
+        self.full[self.place(n, half)].arrive()
+
+    def producers(self):
+        for n in range(len(self.entries)):
+            for half in (0, 1):
+                before = 2 * n + half - self.places  # the half that had this place
+                if before >= 0:
+                    yield self.is_free(before // 2, before % 2)
+                self.agents.append(self.load(n, half))
+            self.agents.append(self.load_rope(n))
 
     def load_raw(self, n, half):
         yield "step"
@@ -55,8 +78,8 @@ class Ring:
         for _ in range(2):
             assert self.raw[n % 2][half] == n, "latents before they are widened"
             yield "step"
-        self.latent[n % self.stages][half] = n
-        self.full[n % self.stages][half].arrive()
+        self.latent[self.place(n, half)] = n
+        self.full[self.place(n, half)].arrive()
         if n + 2 < len(self.entries):
             self.agents.append(self.load_raw(n + 2, half))
 
@@ -75,13 +98,13 @@ class Ring:
     def score(self):
         owing = None
         for n, entry in enumerate(self.entries):
-            slot, rope_slot, phase, rope_phase = n % self.stages, n % self.rope_stages, n // self.stages & 1, n // self.rope_stages & 1
-            if owing is not None and not self.full[slot][0].passed(phase):
+            rope_slot, rope_phase = n % self.rope_stages, n // self.rope_stages & 1
+            if owing is not None and not self.full[self.place(n, 0)].passed(self.phase(n, 0)):
                 self.publish(owing)
                 owing = None
             for half in (0, 1):
-                yield self.full[slot][half], phase
-                assert self.latent[slot][half] == n, "latents"
+                yield self.full[self.place(n, half)], self.phase(n, half)
+                assert self.latent[self.place(n, half)] == n, "latents"
             yield "step"
             if owing is not None:
                 self.publish(owing)
@@ -89,7 +112,7 @@ class Ring:
             yield self.rope_full[rope_slot], rope_phase
             assert self.rope[rope_slot] == ("rope", n), "rope keys"
             yield "step"
-            assert self.latent[slot] == [n, n], "latents"
+            assert all(self.latent[self.place(n, half)] == n for half in (0, 1)), "latents"
             self.s_done[rope_slot].arrive()
             yield self.s_done[rope_slot], rope_phase
             if entry == "q":
@@ -107,7 +130,7 @@ class Ring:
         first = range(min(self.stages, len(self.entries)))
         if self.keys == "narrow":
             self.agents += [self.load_raw(i, half) for i in first]
-        for i in first:
+        for i in first if self.keys != "gathered" else ():
             if self.keys == "whole":
                 self.agents += self.whole(i) if half == 0 else []
                 continue
@@ -118,30 +141,38 @@ class Ring:
             else:
                 self.agents.append(self.load(i, half))
         for n, entry in enumerate(self.entries):
-            slot, rope_slot, phase = n % self.stages, n % self.rope_stages, n // self.stages & 1
+            rope_slot = n % self.rope_stages
             self.p_full[rope_slot][half].arrive()
             yield self.p_full[rope_slot][half], n // self.rope_stages & 1
-            for time in range(2):
-                if self.keys == "gathered" and time == 0 and n > 0 and n - 1 + self.stages < len(self.entries):
-                    yield self.free[(n - 1) % self.stages][half], (n - 1) // self.stages & 1
-                    self.agents.append(self.load(n - 1 + self.stages, half))
-                assert self.latent[slot][half] == n, "latents"
+            for _ in range(2):
+                assert self.latent[self.place(n, half)] == n, "latents"
                 assert entry == "q" or self.rope[rope_slot] == ("p", n), "P"
                 yield "step"
             assert entry != "k1" or self.statistics[n % len(self.statistics)] == n, "statistics"
-            self.free[slot][half].arrive()
+            if self.late:
+                if n + self.stages < len(self.entries):
+                    self.agents.append(self.load(n + self.stages, half))
+                self.both_used[rope_slot].arrive()
+                if half == 1:
+                    yield self.both_used[rope_slot], n // self.rope_stages & 1
+                    if n + self.rope_stages < len(self.entries):
+                        self.agents.append(self.load_rope(n + self.rope_stages))
+                continue
+            self.free[self.place(n, half)].arrive()
+            if self.keys == "gathered":
+                continue
             if self.keys == "whole":
                 if half == 0 and n + self.stages < len(self.entries):
-                    yield self.free[slot][0], phase
-                    yield self.free[slot][1], phase
+                    yield self.is_free(n, 0)
+                    yield self.is_free(n, 1)
                     self.agents += self.whole(n + self.stages)
                 continue
             if half == 1 and n + self.rope_stages < len(self.entries):
-                yield self.free[slot][0], phase
-                yield self.free[slot][1], phase
+                yield self.is_free(n, 0)
+                yield self.is_free(n, 1)
                 self.agents.append(self.load_rope(n + self.rope_stages))
-            if self.keys != "gathered" and n + self.stages < len(self.entries):
-                yield self.free[slot][half], phase
+            if n + self.stages < len(self.entries):
+                yield self.is_free(n, half)
                 if self.keys == "narrow":
                     yield from self.widen(n + self.stages, half)
                 else:
@@ -164,7 +195,7 @@ class Ring:
 
 
 # Those of the instances in src/cuda/mla_decode/sm90: stages, rope stages, whether P may be late.
-SHAPES = [(2, 2, False), (3, 2, True), (3, 2, False), (3, 3, False), (6, 3, False), (3, 3, False, "whole"), (3, 2, False, "gathered"), (2, 2, False, "narrow")]
+SHAPES = [(2, 2, False), (3, 2, True), (3, 2, False), (3, 3, False), (6, 3, False), (3, 3, False, "whole"), (2, 3, False, "gathered"), (2, 2, False, "narrow")]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

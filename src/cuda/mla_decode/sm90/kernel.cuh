@@ -2,14 +2,16 @@
 //
 //   s[r, t] = softmax_scale * (q_nope[r] . ckv[t] + q_pe[r] . kpe[t]),   o[r] = softmax(s[r]) . ckv,   r = (query token, head)
 //
-// A block takes 64 rows of one part (plan.cuh): a run of key blocks over one or more requests. Three warpgroups:
+// A block takes 64 rows of one part (plan.cuh): a run of key blocks over one or more requests. Three warpgroups, or four:
 //   score        S = Q K^T, softmax, P to shared memory; most of Q in registers, which leaves shared memory for keys
 //   left, right  half of O's columns each; they issue the loads
+//   producers    do, and nothing else, where keys come row by row
 //
 // Cost a block of 64 keys, L = 512, R = 64: 64 x 576 x 2 bytes; 2 * 64 * 64 * (576 + 512) operations, 2176 tensor-core cycles.
 // Limits: launch.cpp says them to who asks.
 #pragma once
 
+#include "cuda/mla_decode/sm90/gather.cuh"
 #include "cuda/mla_decode/sm90/join.cuh"
 #include "cuda/mla_decode/sm90/output.cuh"
 #include "cuda/mla_decode/sm90/plan.cuh"
@@ -28,21 +30,27 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
         ptx::tma_prefetch_descriptor(&maps.q_pe);
   if (threadIdx.x == 0) sm.raw.init(), sm.pipe.init();
   static_assert(sizeof(PlanStorage) <= sizeof(sm.latent));  // the ring is free yet
-  prefetch_table(p);
-  make_plan(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part, own_len, first_len);
-  write_shared_records(p);
+  prefetch_table<T::kThreads>(p);
+  make_plan<T::kThreads>(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part, own_len, first_len);
+  write_shared_records<T::kThreads>(p);
   ptx::fence_async_proxy();  // TMA writes next where the plan was made
   Others others;             // all threads meet
   const Segments seg{p, sm.part, T::kN, static_cast<int>(blockIdx.x)};
-  const int role = threadIdx.x / 128;
+  const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);  // so the compiler knows that a warp has one role
   if (role == 0) {
-    ptx::registers_raise<kScoreRegisters>();
+    ptx::registers_raise<T::kScoreRegisters>();
     others.wait();
     score<T>(sm, seg);
+  } else if (T::kProducers && role == 3) {
+    ptx::registers_lower<T::kProducerRegisters>();
+    if constexpr (T::kProducers) gather_keys<T>(sm, seg, maps, others);
   } else {
-    ptx::registers_lower<kOutRegisters>();
+    if constexpr (T::kProducers)
+      ptx::registers_raise<T::kOutRegisters>();
+    else
+      ptx::registers_lower<T::kOutRegisters>();
     output<T>(sm, seg, role - 1, maps, others);
-    join<T>(reinterpret_cast<float*>(sm.latent[0][(role - 1) * T::kHalfBoxes]), seg, role - 1);  // the ring is free now
+    join<T>(reinterpret_cast<float*>(sm.latent[role - 1]), seg, role - 1);  // the ring is free now
     if (p.packed) clear_rows_behind(p, threadIdx.x - 128);
   }
 }

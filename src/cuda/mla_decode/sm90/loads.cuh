@@ -34,7 +34,7 @@ __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys,
 template <class T>
 __device__ __forceinline__ void load_latent(SharedStorage<T>& sm, uint32_t n, int half, const volatile Entry& e, const Maps& maps,
                                             const Segments& seg) {
-  load_boxes<T, T::kHalfBoxes>(sm.latent[sm.pipe.slot(n)][half * T::kHalfBoxes], maps.ckv, maps.q_nope, half * T::kHalfBoxes, e,
+  load_boxes<T, T::kHalfBoxes>(sm.half_of(n, half)[0], maps.ckv, maps.q_nope, half * T::kHalfBoxes, e,
                                sm.pipe.latent_barrier(n, half), seg);
 }
 // All of block n, kBoxRows rows of it after the others.
@@ -42,7 +42,7 @@ template <class T>
 __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, const volatile Entry& e, const Maps& maps,
                                            const Segments& seg) {
   const uint64_t policy = policy_evict_first();
-  const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
+  const int rope_slot = sm.pipe.rope_slot(n);
   const uint32_t full[] = {sm.pipe.latent_barrier(n, 0), sm.pipe.latent_barrier(n, 1), sm.pipe.rope_barrier(n)};
 #pragma unroll
   for (int i = 0; i < 3; ++i) ptx::mbarrier_arrive_expect(full[i], i < 2 ? T::kLatentBytes / 2 : T::kRopeBytes);
@@ -51,7 +51,7 @@ __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, con
   const int row = keys ? at : seg.q_first(r) * seg.p.heads + seg.m_block * T::kM + (kQ - at) * T::kN;
   const int rope = seg.p.rope == 0 ? T::kLatentBoxes * 64 : 0;
   const CUtensorMap &latents = keys ? maps.ckv : maps.q_nope, &ropes = keys ? maps.kpe : maps.q_pe;
-  const uint32_t to = ptx::shared_address(sm.latent[slot]), rope_to = ptx::shared_address(sm.rope[rope_slot]);
+  const uint32_t to = ptx::shared_address(sm.half_of(n, 0)), rope_to = ptx::shared_address(sm.rope[rope_slot]);
 #pragma unroll 1
   for (int i = 0; i < T::kN; i += T::kBoxRows) {
 #pragma unroll

@@ -4,7 +4,6 @@
 
 #include <type_traits>
 
-#include "cuda/mla_decode/sm90/gather.cuh"
 #include "cuda/mla_decode/sm90/loads.cuh"
 #include "cuda/mla_decode/sm90/plan.cuh"
 #include "cuda/mla_decode/sm90/walk.cuh"
@@ -32,6 +31,13 @@ template <class T>
 struct Output {
   float o[T::kHalfBoxes * 32];
   static constexpr int kCount = T::kHalfBoxes * 32;
+  using Piece = float[kCount / T::kOutPieces];
+  __device__ __forceinline__ Piece& piece(int c) {
+    if constexpr (T::kOutPieces == 1)
+      return o;
+    else
+      return reinterpret_cast<Piece*>(o)[c];
+  }
 
   __device__ __forceinline__ void rescale(float scale0, float scale1) {
 #pragma unroll
@@ -182,26 +188,22 @@ __device__ __forceinline__ void store_part(const Segments& seg, int r, int slot,
   if (t == 0) add_release(p.arrived + (static_cast<int64_t>(r) * p.tiles + seg.m_block) * 2 + half, 1);
 }
 
-// The ring's loads as an output warpgroup issues them.
+// The ring's loads as an output warpgroup issues them, where no producers do.
 template <class T>
 struct Refill {
   SharedStorage<T>& sm;
   const Segments& seg;
   const Maps& maps;
   int half;
-  [[no_unique_address]] std::conditional_t<T::kGathered, Gather<T>, Entry> gather{};
 
-  __device__ __forceinline__ bool loads() const {  // warp 0, left's alone, or all
-    return T::kGathered || T::kNarrow || (threadIdx.x % 128 < 32 && (half == 0 || !T::kOneLoader));
+  __device__ __forceinline__ bool loads() const {  // warp 0, left's alone, all, or none
+    return !T::kProducers && (T::kNarrow || (threadIdx.x % 128 < 32 && (half == 0 || !T::kOneLoader)));
   }
 
   // The first entries. At first queries alone: they need no page number.
   __device__ __forceinline__ void fill(bool queries) {
     if (!loads()) return;
-    if constexpr (T::kGathered) {
-      if (queries) return;
-      gather.ask_page(sm.entry(half, 0), seg);
-    } else if constexpr (T::kNarrow) {
+    if constexpr (T::kNarrow) {
       if (queries) return;
 #pragma unroll 1
       for (int i = 0; i < T::kRawStages; ++i)
@@ -210,12 +212,7 @@ struct Refill {
 #pragma unroll 1
     for (int i = 0; i < T::kLatentStages; ++i) {
       const volatile Entry& e = sm.entry(half, i);
-      if constexpr (T::kGathered) {
-        if (e.at == kEnd) continue;
-        gather.latent(sm, i, half, e, maps, seg);
-        if (half == 1 && i < T::kRopeStages) gather.rope(sm, i, e, maps, seg);
-        gather.ask_page(sm.entry(half, i + 1), seg);
-      } else if constexpr (T::kNarrow) {
+      if constexpr (T::kNarrow) {
         if (e.at == kEnd) continue;
         if (half == 1 && i < T::kRopeStages && threadIdx.x % 128 < 32 && ptx::elect_one()) load_rope<T>(sm, i, e, maps, seg);
         widen<T>(sm, i, half, maps, seg);
@@ -235,12 +232,9 @@ struct Refill {
   // Rope keys of a later block over P(n), which both warpgroups must have used.
   __device__ __forceinline__ void rope(uint32_t n) {
     const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
-    if (T::kOneLoader || half == 0 || !(T::kGathered || threadIdx.x % 128 < 32) || e.at == kEnd) return;
+    if (T::kProducers || T::kOneLoader || half == 0 || threadIdx.x % 128 >= 32 || e.at == kEnd) return;
     sm.pipe.wait_free(n, 0), sm.pipe.wait_free(n, 1);
-    if constexpr (T::kGathered)
-      gather.rope(sm, n + T::kRopeStages, e, maps, seg);
-    else if (ptx::elect_one())
-      load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
+    if (ptx::elect_one()) load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
     __syncwarp();
   }
   // This half of block n, which this warpgroup has used; or all of it.
@@ -250,10 +244,7 @@ struct Refill {
     if (!loads() || e.at == kEnd) return;
     sm.pipe.wait_free(n, half);
     if (T::kOneLoader) sm.pipe.wait_free(n, 1);
-    if constexpr (T::kGathered) {
-      gather.latent(sm, m, half, e, maps, seg);
-      gather.ask_page(sm.entry(half, m + 1), seg);
-    } else if constexpr (T::kNarrow) {
+    if constexpr (T::kNarrow) {
       widen<T>(sm, m, half, maps, seg);
     } else if (ptx::elect_one()) {
       if constexpr (T::kOneLoader)
@@ -263,9 +254,34 @@ struct Refill {
     }
     __syncwarp();
   }
-  // Gathered, a block takes as long to ask for as O(n) to compute: it goes where block n - 1 was, while O(n) runs.
-  __device__ __forceinline__ void latent_late(uint32_t n) {
-    if (n > 0) latent(n - 1);
+  // Entry n is used up, and P(n): what takes their place is asked for.
+  __device__ __forceinline__ void used(uint32_t n) {
+    if constexpr (T::kNamedFree) {
+      used_named(n);
+    } else {
+      sm.pipe.release(n, half);
+      rope(n);
+      latent(n);
+    }
+  }
+  // A half's four warps meet before warp 0 loads, and right's wait for left before warp 2 loads rope keys: all of them, for they meet at the
+  // next P anyway, and racecheck takes a named barrier for one only where all have waited as often (docs/hopper-mla.md).
+  __device__ __forceinline__ void used_named(uint32_t n) {
+    const int warp = threadIdx.x / 32 % 4;
+    if (half == 0) sm.pipe.arrive_both_used(n);
+    sm.pipe.wait_half_used(half);
+    if (warp == 0) {
+      const volatile Entry& e = sm.entry(half, n + T::kLatentStages);
+      if (e.at != kEnd && ptx::elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, e, maps, seg);
+    }
+    if (half == 1) {
+      sm.pipe.wait_both_used(n);
+      if (warp == 2) {
+        const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
+        if (e.at != kEnd && ptx::elect_one()) load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
+      }
+    }
+    __syncwarp();
   }
 };
 
@@ -275,25 +291,27 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
   const int row0 = warp * 16 + lane / 4;
   uint32_t n = 0;  // ring entries so far
   Refill<T> refill{sm, seg, maps, half};
-  if (warp == 1) walk_begin<T>(sm, half, seg);
-  __syncwarp();
+  if constexpr (!T::kProducers) {
+    if (warp == 1) walk_begin<T>(sm, half, seg);
+    __syncwarp();
 #pragma unroll 1
-  for (int pass = 0; pass < 2; ++pass) {  // queries need no page number
-    if (pass == 1) ptx::cp_async_wait();
-    ptx::named_barrier_sync(2 + half, 128);
-    refill.fill(pass == 0);
+    for (int pass = 0; pass < 2; ++pass) {  // queries need no page number
+      if (pass == 1) ptx::cp_async_wait();
+      ptx::named_barrier_sync(2 + half, 128);
+      refill.fill(pass == 0);
+    }
+    if (warp == 1 && lane == 0 && !walks_at_once(seg)) walk_steps<T>(sm.walk[half], sm.entries[half], seg, T::kFirst, kAhead);
+    if (warp == 1) ptx::cp_async_wait();
+    __syncwarp();
+  } else {
+    ptx::named_barrier_sync(2 + half, 128);  // so that racecheck sees the order behind score, which has waited as often (docs/hopper-mla.md)
   }
-  if (warp == 1 && lane == 0 && !walks_at_once(seg)) walk_steps<T>(sm.walk[half], sm.entries[half], seg, T::kFirst, kAhead);
-  if (warp == 1 && !T::kGathered) ptx::cp_async_wait();
-  __syncwarp();
   others.wait();
   auto advance = [&] {  // entry n is used up, and P
-    sm.pipe.release(n, half);
-    refill.rope(n);
-    if (!T::kGathered) refill.latent(n);
-    if (warp == 1) {
+    refill.used(n);
+    if (!T::kProducers && warp == 1) {
       if (lane == 0) {
-        if (!T::kGathered) ptx::cp_async_wait();  // the last step's page number
+        ptx::cp_async_wait();  // the last step's page number
         walk_step<T>(sm.walk[half], sm.entries[half][(n + kAhead) % kEntries], seg);
       }
       __syncwarp();
@@ -312,32 +330,41 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     for (int i = -seg.q_entries(r); i < left; ++i) {  // queries, then keys
       sm.pipe.wait_p(n, half);
       if (i >= 0) {
-        const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
+        const int rope_slot = sm.pipe.rope_slot(n);
         const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
         if (i > 0 && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
         const uint64_t pd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot][0]));
-        const uint64_t vd = values_descriptor(ptx::shared_address(sm.latent[slot][half * T::kHalfBoxes]), T::kBoxBytes);
+        const uint64_t vd = values_descriptor(ptx::shared_address(sm.half_of(n, half)), T::kBoxBytes);
         ptx::wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < T::kN / 16; ++k) ptx::wgmma_ss<typename T::Wide, 1>(out.o, pd + k * 2, vd + k * 128, k > 0 || i > 0);
+        for (int k = 0; k < T::kN / 16; ++k)
+#pragma unroll
+          for (int c = 0; c < T::kOutPieces; ++c)
+            ptx::wgmma_ss<typename T::Wide, 1>(out.piece(c), pd + k * 2, vd + k * 128 + c * (T::kHalfBoxes / T::kOutPieces * T::kBoxBytes >> 4),
+                                               k > 0 || i > 0);
         ptx::wgmma_commit();
-        if constexpr (T::kGathered) refill.latent_late(n);
         ptx::wgmma_wait<0>();
         ptx::pin(out.o);
-      } else if constexpr (T::kGathered) {
-        refill.latent_late(n);
       }
-      // 1 / sum and lse are there until entry n is released.
-      const bool last = i == left - 1;
-      const int at = sm.pipe.rope_slot(n) * T::kM + row0;
-      float inv[2] = {last ? sm.inv_sum[0][at] : 0, last ? sm.inv_sum[0][at + 8] : 0};
-      float lse[2] = {last ? sm.lse[0][at] : 0, last ? sm.lse[0][at + 8] : 0};
-      const int part_slot = last ? seg.slot(r) : -1;
-      const bool whole = last && part_slot < 0;
-      if (T::kStaged && whole) store_staged<T>(seg, r, half, out, inv, lse, sm.latent[sm.pipe.slot(n)][half * T::kHalfBoxes]);
+      if (i == left - 1) {  // 1 / sum and lse are there until entry n is used up
+        const int at = sm.pipe.rope_slot(n) * T::kM + row0, slot = seg.slot(r);
+        float inv[2] = {sm.inv_sum[0][at], sm.inv_sum[0][at + 8]}, lse[2] = {sm.lse[0][at], sm.lse[0][at + 8]};
+        if (T::kStaged && slot < 0)
+          store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n, half)[0]);
+        else if constexpr (T::kKeeps)
+          sm.kept.put(half, row0, inv, lse);
+        else
+          store_part<T>(seg, r, slot, half, out, inv, lse);
+      }
       advance();
-      if (!T::kStaged && whole) store_direct<T>(seg, r, half, out, inv, lse);
-      if (part_slot >= 0) store_part<T>(seg, r, part_slot, half, out, inv, lse);
+    }
+    if constexpr (T::kKeeps) {
+      float inv[2], lse[2];
+      sm.kept.get(half, row0, inv, lse);
+      if (const int slot = seg.slot(r); slot >= 0)
+        store_part<T>(seg, r, slot, half, out, inv, lse);
+      else if constexpr (!T::kStaged)
+        store_direct<T>(seg, r, half, out, inv, lse);
     }
   }
 }

@@ -1,12 +1,12 @@
-// The ring of key blocks and what its barriers promise. The only file that counts phases: block n has latent slot n % kStages and rope slot
-// n % kRopeStages, and every barrier flips once an entry (a block of keys, or queries).
+// The ring of key blocks and what its barriers promise. The only file that counts phases: half h of block n has place (2 n + h) % kHalfPlaces,
+// its rope keys slot n % kRopeStages, and every barrier flips once an entry (a block of keys, or queries) that has its place.
 //
 //   latent_full  a half of a block's latents is in shared memory     (TMA; gathered, widened: the 128 threads who wrote them)
 //   rope_full    so are its rope keys                                (TMA; gathered: likewise)
 //   s_done       all four score warps have read the block's rope keys: P may overwrite them
 //   P            named barriers (they wake faster): P, the rescale factors and, with a request's last block, 1 / sum and lse are
 //                written; or: Q has been taken. score arrives, left or right waits: one for each and each rope slot
-//   latent_free  an output warpgroup has done with its half, and with P
+//   latent_free  an output warpgroup has done with its half, and with P; or, where a late load costs time, named barriers (`used`)
 #pragma once
 
 #include "cuda/mla_decode/sm90/ptx.cuh"
@@ -14,32 +14,49 @@
 namespace attile::cuda::mla_sm90 {
 
 // kLatentWriters, kRopeWriters: arrivals that make a block; 1: TMA's.
-template <int kStages, int kRopeStages, int kLatentWriters, int kRopeWriters>
+template <int kHalfPlaces, int kRopeStages, int kLatentWriters, int kRopeWriters>
 struct Pipeline {
-  uint64_t latent_full[kStages][2], latent_free[kStages][2], rope_full[kRopeStages], s_done[kRopeStages];
+  uint64_t latent_full[kHalfPlaces], latent_free[kHalfPlaces], rope_full[kRopeStages], s_done[kRopeStages];
 
   __device__ __forceinline__ void init() {
-    for (int i = 0; i < kStages; ++i)
-      for (int h = 0; h < 2; ++h) ptx::mbarrier_init(at(latent_full[i][h]), kLatentWriters), ptx::mbarrier_init(at(latent_free[i][h]), 4);
+    for (int i = 0; i < kHalfPlaces; ++i) ptx::mbarrier_init(at(latent_full[i]), kLatentWriters), ptx::mbarrier_init(at(latent_free[i]), 4);
     for (int i = 0; i < kRopeStages; ++i) ptx::mbarrier_init(at(rope_full[i]), kRopeWriters), ptx::mbarrier_init(at(s_done[i]), 4);
     ptx::fence_barrier_init();
   }
-  static __device__ __forceinline__ int slot(uint32_t n) { return n % kStages; }
+  static constexpr bool kEven = kHalfPlaces % 2 == 0;
+  static __device__ __forceinline__ int place(uint32_t n, int half) {
+    if constexpr (kEven) {
+      const int slot = n % (kHalfPlaces / 2);
+      return slot * 2 + half;
+    }
+    return static_cast<int>((2 * n + half) % kHalfPlaces);
+  }
+  static __device__ __forceinline__ uint32_t phase(uint32_t n, int half) {
+    if constexpr (kEven) return n / (kHalfPlaces / 2) & 1;
+    return (2 * n + half) / kHalfPlaces & 1;
+  }
   static __device__ __forceinline__ int rope_slot(uint32_t n) { return n % kRopeStages; }
+
+  // ---- producers
+  // Who had the place of this half before is through with it.
+  __device__ __forceinline__ void wait_place(uint32_t n, int half) {
+    const uint32_t user = 2 * n + half;
+    if (user >= kHalfPlaces) wait_free((user - kHalfPlaces) / 2, (user - kHalfPlaces) % 2);
+  }
 
   // ---- score
   __device__ __forceinline__ bool latent_ready(uint32_t n) {  // its first half; the same answer in every lane
-    return __all_sync(~0u, mbarrier_test(at(latent_full[slot(n)][0]), n / kStages & 1));
+    return __all_sync(~0u, mbarrier_test(at(latent_full, n, 0), phase(n, 0)));
   }
   __device__ __forceinline__ void wait_latent(uint32_t n, int half) {
-    mbarrier_wait(at(latent_full[slot(n)][half]), n / kStages & 1);
+    mbarrier_wait(at(latent_full, n, half), phase(n, half));
     if constexpr (kLatentWriters > 1) ptx::fence_async_proxy();
   }
   __device__ __forceinline__ void wait_rope(uint32_t n) {
     mbarrier_wait(at(rope_full[rope_slot(n)]), n / kRopeStages & 1);
     if constexpr (kRopeWriters > 1) ptx::fence_async_proxy();
   }
-  __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(s_done[rope_slot(n)]); }
+  __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(at(s_done[rope_slot(n)])); }
   __device__ __forceinline__ void wait_s(uint32_t n) { mbarrier_wait(at(s_done[rope_slot(n)]), n / kRopeStages & 1); }
   // What this thread wrote is for wgmma: the async proxy.
   __device__ __forceinline__ void publish(uint32_t n) {
@@ -50,18 +67,28 @@ struct Pipeline {
 
   // ---- left, right
   __device__ __forceinline__ void wait_p(uint32_t n, int half) { ptx::named_barrier_sync(p_barrier(n, half), 256); }
-  __device__ __forceinline__ void release(uint32_t n, int half) { arrive(latent_free[slot(n)][half]); }
+  __device__ __forceinline__ void release(uint32_t n, int half) { arrive(at(latent_free, n, half)); }
+  // The same by named barriers, for those who refill at once: of a half's warps, and of both halves'.
+  __device__ __forceinline__ void wait_half_used(int half) { ptx::named_barrier_sync(kUsed + half, 128); }
+  __device__ __forceinline__ void arrive_both_used(uint32_t n) { ptx::named_barrier_arrive(kUsed + 2 + rope_slot(n), 256); }
+  __device__ __forceinline__ void wait_both_used(uint32_t n) { ptx::named_barrier_sync(kUsed + 2 + rope_slot(n), 256); }
   // By who refills: every warp that used the half of block n is through.
-  __device__ __forceinline__ void wait_free(uint32_t n, int half) { mbarrier_wait(at(latent_free[slot(n)][half]), n / kStages & 1); }
-  __device__ __forceinline__ uint32_t latent_barrier(uint32_t n, int half) { return at(latent_full[slot(n)][half]); }
+  __device__ __forceinline__ void wait_free(uint32_t n, int half) { mbarrier_wait(at(latent_free, n, half), phase(n, half)); }
+  __device__ __forceinline__ uint32_t latent_barrier(uint32_t n, int half) { return at(latent_full, n, half); }
   __device__ __forceinline__ uint32_t rope_barrier(uint32_t n) { return at(rope_full[rope_slot(n)]); }
 
  private:
+  static constexpr int kUsed = 4 + 2 * kRopeStages;  // behind P's barriers
+  static_assert(kUsed + 2 + kRopeStages <= 16);
   static __device__ __forceinline__ int p_barrier(uint32_t n, int half) { return 4 + half * kRopeStages + rope_slot(n); }
   static __device__ __forceinline__ uint32_t at(uint64_t& bar) { return ptx::shared_address(&bar); }
-  static __device__ __forceinline__ void arrive(uint64_t& bar) {  // one arrival a warp
+  // Of a half of block n. The half's own part first: it stays as it is in a warpgroup's loop.
+  static __device__ __forceinline__ uint32_t at(uint64_t (&bars)[kHalfPlaces], uint32_t n, int half) {
+    return kEven ? at(bars[half]) + place(n, 0) * 8 : at(bars[place(n, half)]);
+  }
+  static __device__ __forceinline__ void arrive(uint32_t bar) {  // one arrival a warp
     __syncwarp();
-    if ((threadIdx.x & 31) == 0) ptx::mbarrier_arrive(at(bar));
+    if ((threadIdx.x & 31) == 0) ptx::mbarrier_arrive(bar);
   }
 };
 

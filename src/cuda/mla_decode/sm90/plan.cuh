@@ -18,8 +18,6 @@
 
 namespace attile::cuda::mla_sm90 {
 
-constexpr int kPlanThreads = 384;
-
 __device__ __forceinline__ float sink_at(const Params& p, int head, int i) {
   const char* at = p.sinks + head * p.sink_head + i * p.sink_next;
   switch (p.sink_dtype) {
@@ -134,6 +132,7 @@ __device__ __forceinline__ bool plan_equal(const Params& p, Part& part, int each
 }
 
 // own_len, first_len: of request threadIdx.x, of request 0. part: this block's, in shared memory; written when the threads meet next.
+template <int kThreads>
 __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part& part, int own_len, int first_len) {
   const int t = threadIdx.x, lane = t & 31, warp = t / 32;
   const auto blocks_in = [&](int len) { return (len + p.block_n - 1) / p.block_n; };
@@ -141,13 +140,13 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   const int own = blocks_in(own_len), first = blocks_in(first_len);
   bool differs = t < p.batch && own != first;
 #pragma unroll 1
-  for (int b = t + kPlanThreads; b < p.batch; b += kPlanThreads) differs |= blocks_of(b) != first;
+  for (int b = t + kThreads; b < p.batch; b += kThreads) differs |= blocks_of(b) != first;
   if (!__syncthreads_or(differs) && plan_equal(p, part, first)) return;
 
   // How many blocks there are, and requests that have any.
   int total = own, requests = own > 0;
 #pragma unroll 1
-  for (int b = t + kPlanThreads; b < p.batch; b += kPlanThreads) {
+  for (int b = t + kThreads; b < p.batch; b += kThreads) {
     const int blocks = blocks_of(b);
     total += blocks, requests += blocks > 0;
   }
@@ -155,25 +154,25 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   if (lane == 0) sm.blocks[warp] = total, sm.requests[warp] = requests;
   if (t < kCandidates) sm.most[t] = 0;
   __syncthreads();
-  total = __reduce_add_sync(~0u, lane < kPlanThreads / 32 ? sm.blocks[lane] : 0);
-  requests = __reduce_add_sync(~0u, lane < kPlanThreads / 32 ? sm.requests[lane] : 0);
+  total = __reduce_add_sync(~0u, lane < kThreads / 32 ? sm.blocks[lane] : 0);
+  requests = __reduce_add_sync(~0u, lane < kThreads / 32 ? sm.requests[lane] : 0);
 
   // The axis. What beginning a request costs is less where parts are short; empty requests have no place.
   const int begin_cost = min(Axis::kMaxBeginCost, total / (16 * p.parts));
   int sum = 0;
 #pragma unroll 1
-  for (int first = 0; first < p.batch; first += kPlanThreads) {
+  for (int first = 0; first < p.batch; first += kThreads) {
     const int blocks = first == 0 ? own : blocks_of(first + t);
     const int end = sum + block_prefix(blocks + (blocks > 0 ? begin_cost : 0), sm.sums);
     if (first + t < p.batch) sm.prefix[first + t + 1] = end;
-    sum += __reduce_add_sync(~0u, lane < kPlanThreads / 32 ? sm.sums[lane] : 0);
+    sum += __reduce_add_sync(~0u, lane < kThreads / 32 ? sm.sums[lane] : 0);
   }
   if (t == 0) sm.prefix[0] = 0;
   total += requests * begin_cost;
   __syncthreads();
 
   // How many parts: each of some warps tries a number.
-  constexpr int kTeam = kPlanThreads / 32 / kCandidates * 32;
+  constexpr int kTeam = kThreads / 32 / kCandidates * 32;
   const int c = warp % kCandidates, y0 = warp / kCandidates * 32 + lane;
   {
     const int n = candidate(c, p.parts, requests, total);
@@ -204,7 +203,7 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
   const int r1 = to.b > 0 ? to.r : to.r - 1;
   if (t == 0 && p.page_table) touch(page_entry(p, from.r, from.b * p.block_n / p.page_size));  // the walks ask for it next
   // Each cut within a request makes one part more of it.
-  static_assert(kMaxParts < kPlanThreads);
+  static_assert(kMaxParts < kThreads);
   const Cut mine = t < n ? cut[t] : Cut{-1, 0};
   const int before0 = __syncthreads_count(mine.b > 0 && mine.r == from.r && t <= y);
   const int count0 = 1 + __syncthreads_count(mine.b > 0 && mine.r == from.r);
@@ -222,10 +221,11 @@ __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part
 // ---- what all blocks read of each other
 
 // The page table into the second cache, while nobody knows yet who reads which of it: each block's share.
+template <int kThreads>
 __device__ __forceinline__ void prefetch_table(const Params& p) {
   if (!p.page_table) return;
   const int64_t rows = p.page_begin.data ? 1 : p.batch, bytes = (rows - 1) * p.table_row + p.table_entries * p.table_entry;
-  const int64_t at = ((blockIdx.y * gridDim.x + blockIdx.x) * kPlanThreads + threadIdx.x) * int64_t{128};
+  const int64_t at = ((blockIdx.y * gridDim.x + blockIdx.x) * kThreads + threadIdx.x) * int64_t{128};
   if (at < bytes) prefetch_l2(p.page_table + at);
 }
 
@@ -243,8 +243,9 @@ inline __device__ __noinline__ void sum_sinks(const Params& p, int first, int st
 }
 
 // This block's share of what others read behind the grid's barrier: sums of sinks, counters at zero.
+template <int kThreads>
 __device__ __forceinline__ void write_shared_records(const Params& p) {
-  const int first = (blockIdx.y * gridDim.x + blockIdx.x) * kPlanThreads + threadIdx.x, step = gridDim.x * gridDim.y * kPlanThreads;
+  const int first = (blockIdx.y * gridDim.x + blockIdx.x) * kThreads + threadIdx.x, step = gridDim.x * gridDim.y * kThreads;
 #pragma unroll 1
   for (int i = first; i < p.batch * p.tiles * 2; i += step) p.arrived[i] = 0;
   if (p.sinks) sum_sinks(p, first, step);

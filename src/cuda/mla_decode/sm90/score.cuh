@@ -36,16 +36,16 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
 #pragma unroll
   for (int e = 0; e < T::kQEntries; ++e) {
     if (e >= entries) break;
-    const int slot = sm.pipe.slot(n);
+    // Of tile i.
+    const auto latent = [&](int i) -> uint8_t* { return sm.half_of(n, i / T::kHalfBoxes)[i % T::kHalfBoxes]; };
     sm.pipe.wait_latent(n, 0), sm.pipe.wait_latent(n, 1);
     sm.pipe.wait_rope(n);
     __syncwarp();
     if (warp * 16 / T::kN == e || (e == 0 && warp * 16 / T::kN >= entries)) {  // rows past the last take any: nothing reads them
       const int row = (warp * 16 + (lane & 15)) % T::kN;
-      const uint32_t base = ptx::shared_address(sm.latent[slot]) + row * 128;
 #pragma unroll
       for (int k = 0; k < T::kRegisterTiles * 4; ++k)
-        ptx::ldmatrix_x4(q.latent[k], base + (k / 4) * T::kBoxBytes + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
+        ptx::ldmatrix_x4(q.latent[k], ptx::shared_address(latent(k / 4)) + row * 128 + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
     }
     // The other tiles, rows e * kN..; the layout is the same.
     ptx::named_barrier_sync(1, 128);  // the last request's S is done
@@ -56,7 +56,7 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
       uint32_t last[4][4];
       float back0, back1;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) ptx::ldmatrix_x4(last[k], ptx::shared_address(sm.latent[slot][T::kRegisterTiles]) + at(k));
+      for (int k = 0; k < 4; ++k) ptx::ldmatrix_x4(last[k], ptx::shared_address(latent(T::kRegisterTiles)) + at(k));
       scale_query(q.latent, last, p.ckv_scale, back0, back1);
 #pragma unroll
       for (int k = 0; k < 4; ++k) ptx::stmatrix_x4(ptx::shared_address(sm.q[0]) + at(k), last[k][0], last[k][1], last[k][2], last[k][3]);
@@ -66,7 +66,7 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
 #pragma unroll
     for (int i = T::kNarrow ? T::kLatentSharedTiles : 0; i < T::kSharedTiles; ++i) {
       const uint8_t* from =
-          i < T::kLatentSharedTiles ? sm.latent[slot][T::kRegisterTiles + i] : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSharedTiles];
+          i < T::kLatentSharedTiles ? latent(T::kRegisterTiles + i) : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSharedTiles];
 #pragma unroll
       for (int b = 0; b < T::kBoxBytes; b += 128 * 16)
         *reinterpret_cast<int4*>(&sm.q[i][e * T::kBoxBytes + b + t * 16]) = *reinterpret_cast<const int4*>(from + b + t * 16);
@@ -110,13 +110,15 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
 #pragma unroll 1
     for (; left > 0; --left, ++n) {
       // ---- S = Q K^T
-      const int slot = sm.pipe.slot(n), rope_slot = sm.pipe.rope_slot(n);
+      const int rope_slot = sm.pipe.rope_slot(n);
       if (owing && !sm.pipe.latent_ready(n)) {
         sm.pipe.publish(n - 1);
         owing = false;
       }
       float s[T::kAccS];
-      const uint64_t kd = keys_descriptor(ptx::shared_address(sm.latent[slot]));
+      const uint64_t left_keys = keys_descriptor(ptx::shared_address(sm.half_of(n, 0)));
+      const uint64_t right_keys =
+          sm.pipe.kEven ? left_keys + T::kHalfBoxes * (T::kBoxBytes >> 4) : keys_descriptor(ptx::shared_address(sm.half_of(n, 1)));
       const uint64_t rd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot]));
       const uint64_t qd = keys_descriptor(ptx::shared_address(sm.q[0]));
       auto box = [](int k) { return uint64_t((k / 4) * (T::kBoxBytes >> 4) + (k % 4) * 2); };
@@ -131,15 +133,16 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
 #pragma unroll
         for (int k = 0; k < T::kHalfBoxes * 4; ++k) {
           const int at = half * T::kHalfBoxes * 4 + k;
+          const uint64_t keys = (half ? right_keys : left_keys) + box(k);
           if (at == T::kPublishAt) {
             if (owing) sm.pipe.publish(n - 1);
             __syncwarp();
             ptx::wgmma_fence();
           }
           if (at < T::kRegisterTiles * 4)
-            ptx::wgmma_rs<typename T::Wide, 0>(s, q.latent[at], kd + box(at), at > 0);  // issue keeps pace with execution
+            ptx::wgmma_rs<typename T::Wide, 0>(s, q.latent[at], keys, at > 0);  // issue keeps pace with execution
           else
-            product(typename T::Wide{}, at - T::kRegisterTiles * 4, kd + box(at));
+            product(typename T::Wide{}, at - T::kRegisterTiles * 4, keys);
         }
       }
       ptx::wgmma_commit();
@@ -204,7 +207,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
 #pragma unroll 1
           for (int c = 0; c < T::kLatentBoxes; ++c)
             for (int i = t * 16; i < bytes; i += 128 * 16)
-              *reinterpret_cast<int4*>(&sm.latent[slot][c][valid * 128 + i]) = make_int4(0, 0, 0, 0);
+              *reinterpret_cast<int4*>(&sm.half_of(n, c / T::kHalfBoxes)[c % T::kHalfBoxes][valid * 128 + i]) = make_int4(0, 0, 0, 0);
         }
       }
 

@@ -24,7 +24,14 @@ struct Traits {
   static constexpr int kM = 64, kN = kRope == Rope::heads ? 32 : 64, kLatentBoxes = kLatentBoxes_, kRopeBoxes = kRopeBoxes_;
   static constexpr bool kHeadRope = kRope == Rope::heads, kGathered = kKeys == Keys::gathered, kNarrow = kKeys == Keys::narrow;
   using Wide = std::conditional_t<kNarrow, F16, Element>;  // of latents, of Q beside them and of P, as wgmma reads them
-  static constexpr int kThreads = 384;
+  // Keys that no box brings are asked for by a fourth warpgroup, the producers, which does nothing else.
+  static constexpr bool kProducers = kGathered;
+  static constexpr int kThreads = kProducers ? 512 : 384;
+  // wgmma wants 24 to 30 registers beside its operands, else ptxas serialises it: left, right 128 + 26; score 32 + 26 and 16 a tile of Q.
+  static constexpr int kScoreRegisters = kProducers ? 152 : 184, kOutRegisters = 160, kProducerRegisters = 40;
+  static_assert(kScoreRegisters + 2 * kOutRegisters + (kProducers ? kProducerRegisters : 0) == (kProducers ? 4 * 128 : 3 * 168));
+  // An instruction's registers must fit what threads start with: four warpgroups have 128 each, so O takes two instructions a k-step there.
+  static constexpr int kOutPieces = kProducers ? 2 : 1;
   // One warp loads whole blocks in boxes of few rows, in the order of memory: faster where rows are short (docs/hopper-mla.md).
   static constexpr bool kOneLoader = kKeys == Keys::boxes && !kHeadRope && kLatentBoxes == 4;
   static constexpr int kBoxRows = kOneLoader ? 8 : kN;
@@ -32,7 +39,7 @@ struct Traits {
   static constexpr int kAccS = kN / 2;                                          // accumulator registers of S
   static constexpr int kHalfBoxes = kLatentBoxes / 2, kOutN = kHalfBoxes * 64;  // columns of an output warpgroup
   // Q tiles of 64 columns in the score warpgroup's registers (16 each); the others in shared memory.
-  static constexpr int kMaxRegisterTiles = kHeadRope ? 6 : 7;
+  static constexpr int kMaxRegisterTiles = kProducers ? 5 : kHeadRope ? 6 : 7;
   static constexpr int kRegisterTiles = kLatentBoxes < kMaxRegisterTiles ? kLatentBoxes : kMaxRegisterTiles;
   static constexpr int kLatentSharedTiles = kLatentBoxes - kRegisterTiles;
   static constexpr int kSharedTiles = kLatentSharedTiles + (kHeadRope ? 0 : kRopeBoxes);
@@ -43,16 +50,23 @@ struct Traits {
   static constexpr int kRawStages = 2, kRawBytes = kNarrow ? kRawStages * kLatentBoxes * kBoxBytes / 2 : 0;
   static constexpr int kLatentBytes = kLatentBoxes * kBoxBytes, kRopeBytes = kRopeBoxes * kBoxBytes;
   static constexpr int kLatentStages = kStages;
-  static constexpr int kRopeStages = kStages >= 3 && kKeys == Keys::boxes && kRing >= 3 * (kLatentBytes + kRopeBytes) ? 3 : 2;
+  // Places for halves of latents. Gathered, five: two blocks and a half, for a half is asked for as soon as it has a place.
+  static constexpr int kHalfPlaces = kGathered ? 2 * kStages + 1 : 2 * kStages;
+  static constexpr int kRopeStages = kGathered ? kStages + 1 : kStages >= 3 && kKeys == Keys::boxes && kRing >= 3 * (kLatentBytes + kRopeBytes) ? 3 : 2;
   static_assert(!kOneLoader || kRopeStages == kStages);
-  static_assert(kStages * kLatentBytes + kRopeStages * kRopeBytes + kRawBytes <= kRing);
+  static_assert(kHalfPlaces * kLatentBytes / 2 + kRopeStages * kRopeBytes + kRawBytes <= kRing);
   // What is known of the ring before the first load.
-  static constexpr int kFirst = kStages + (kNarrow ? kRawStages : kGathered);
+  static constexpr int kFirst = kStages + (kNarrow ? kRawStages : 0);
   static_assert(kStages <= 6);  // a walk is kAhead entries ahead: at least three more
   // P(n) is published when S(n + 1) has issued so many of its k-steps; -1: before it begins. With a third block O(n) can wait so long.
   static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && kKeys == Keys::boxes ? 28 : -1;
+  // Who loads hears by named barriers that a place is free, and rope keys have a warp of their own: an mbarrier wakes 500 cycles later.
+  static constexpr bool kNamedFree = kPublishAt >= 0;
   // Rows pass through shared memory on their way out; where products are the limit, what they pass through is wanted back at once.
   static constexpr bool kStaged = kPublishAt < 0;
+  // Other rows are stored when their last block's place has been given back; float8 leaves no room for what is kept till then.
+  static constexpr bool kKeeps = !kNarrow;
+  static_assert(kKeeps || kStaged);
 };
 
 // The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
@@ -60,14 +74,14 @@ constexpr float kLag = 8;
 
 constexpr int kEntries = 16, kAhead = 9;  // the ring of entries, and how far ahead of its warpgroup a walk is
 
-// What the ring holds. at >= 0: keys, from row `at` of page `page` on (gathered: from key `at` of request `page` on).
+// What the ring holds. at >= 0: keys, from row `at` of page `page` on.
 // at = kQ - i: rows kN * i.. of the queries of request `page`.
 struct Entry {
   int page, at;
 };
 constexpr int kEnd = -1, kQ = -2;
 
-struct Walk {  // see walk.cuh
+struct alignas(16) Walk {  // see walk.cuh
   int r, left, q_left, page_no, at;
 };
 
@@ -88,13 +102,27 @@ template <class T>
 struct QueryScale {
   float back[T::kM];
 };
+// 1 / sum and lse, left's and right's own, until they store the rows; a lane reads what it wrote. In registers they would crowd the loop
+// over blocks.
+template <class T>
+struct Kept {
+  float inv_sum[2][T::kM], lse[2][T::kM];
+  __device__ __forceinline__ void put(int half, int row, const float (&inv)[2], const float (&log2)[2]) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) inv_sum[half][row + e * 8] = inv[e], lse[half][row + e * 8] = log2[e];
+  }
+  __device__ __forceinline__ void get(int half, int row, float (&inv)[2], float (&log2)[2]) const {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) inv[e] = inv_sum[half][row + e * 8], log2[e] = lse[half][row + e * 8];
+  }
+};
 struct NoRaw {
   __device__ __forceinline__ void init() {}
 };
 
 template <class T>
 struct alignas(1024) SharedStorage {
-  uint8_t latent[T::kLatentStages][T::kLatentBoxes][T::kBoxBytes];
+  uint8_t latent[T::kHalfPlaces][T::kHalfBoxes][T::kBoxBytes];  // a block's halves follow each other but where kHalfPlaces is odd
   uint8_t rope[T::kRopeStages][T::kRopeBoxes][T::kBoxBytes];  // P(n) takes the place of block n's rope keys, which S(n) has used
   uint8_t q[T::kSharedTiles > 0 ? T::kSharedTiles : 1][T::kM * 128];
   [[no_unique_address]] std::conditional_t<T::kNarrow, Raw<T>, NoRaw> raw;
@@ -102,16 +130,17 @@ struct alignas(1024) SharedStorage {
   float inv_sum[T::kRopeStages]
                [T::kM];              // written with a request's last block; as often as P, for the next request may end two entries later
   float lse[T::kRopeStages][T::kM];  // likewise, base 2
+  [[no_unique_address]] std::conditional_t<T::kKeeps, Kept<T>, NoRaw> kept;
   [[no_unique_address]] std::conditional_t<T::kNarrow, QueryScale<T>, NoRaw> q_scale;
-  Pipeline<T::kLatentStages, T::kRopeStages, T::kGathered || T::kNarrow ? 128 : 1, T::kGathered ? 128 : 1> pipe;
+  Pipeline<T::kHalfPlaces, T::kRopeStages, T::kGathered || T::kNarrow ? 128 : 1, T::kGathered ? 128 : 1> pipe;
   Walk walk[2];                // left's and right's
   Entry entries[2][kEntries];  // block m at m % kEntries, written kAhead blocks ahead
   Part part;
+  __device__ __forceinline__ uint8_t (*half_of(uint32_t n, int half))[T::kBoxBytes] {
+    return pipe.kEven ? latent[half] + pipe.place(n, 0) * T::kHalfBoxes : latent[pipe.place(n, half)];
+  }
   __device__ __forceinline__ volatile Entry& entry(int half, uint32_t n) { return entries[half][n % kEntries]; }
 };
-
-// wgmma wants 24 to 30 registers beside its operands, else ptxas serialises it: left, right 128 + 26, score 112 + 32 + 26.
-constexpr int kScoreRegisters = 184, kOutRegisters = 160;  // 184 + 2 * 160 = 3 * 168, what 384 threads start with
 
 // The requests of a part, with this block's range of keys of each.
 struct Segments {

@@ -13,7 +13,7 @@
 namespace attile::cuda::mla_sm90 {
 
 template <class T>
-__device__ __forceinline__ void walk_next_request(volatile Walk& w, const Segments& seg) {
+__device__ __forceinline__ void walk_next_request(Walk& w, const Segments& seg) {
   do {
     w.r = w.r + 1;
     if (w.r > seg.part.r1) {
@@ -25,21 +25,18 @@ __device__ __forceinline__ void walk_next_request(volatile Walk& w, const Segmen
   } while (w.left <= 0);
   w.q_left = seg.q_entries(w.r);
   const int first = seg.begin(w.r) * T::kN;
-  if (T::kGathered) {
-    w.at = first;
-  } else {
-    w.page_no = first / seg.p.page_size;
-    w.at = first % seg.p.page_size;
-  }
+  w.page_no = first / seg.p.page_size;
+  w.at = first % seg.p.page_size;
 }
 
 template <class T>
-__device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const Segments& seg) {
+__device__ __forceinline__ void walk_step(Walk& walk, Entry& entry, const Segments& seg) {
   volatile Entry& e = entry;
+  Walk w = walk;  // read and written at once: one after the other its words take 30 cycles each
   if (w.q_left > 0) {
     e.page = w.r;
     e.at = kQ - (seg.q_entries(w.r) - w.q_left);
-    w.q_left = w.q_left - 1;
+    walk.q_left = w.q_left - 1;
     return;
   }
   if (w.left <= 0) {
@@ -47,17 +44,18 @@ __device__ __forceinline__ void walk_step(volatile Walk& w, Entry& entry, const 
     return;
   }
   e.at = w.at;
-  if (T::kGathered || !seg.p.page_table)
+  if (!seg.p.page_table)
     e.page = w.r;
   else
     ptx::cp_async_4(ptx::shared_address(&entry.page), page_entry(seg.p, w.r, w.page_no), 4);
   w.at = w.at + T::kN;
-  if (!T::kGathered && w.at >= seg.p.page_size) {
+  if (w.at >= seg.p.page_size) {
     w.at = 0;
     w.page_no = w.page_no + 1;
   }
   w.left = w.left - 1;
   if (w.left == 0) walk_next_request<T>(w, seg);
+  walk = w;
 }
 
 // How many entries are known when the first load is asked for: all kAhead where no second request has one of them, a lane each. One lane
@@ -69,19 +67,20 @@ __device__ __forceinline__ bool walks_at_once(const Segments& seg) {
 
 // Steps from entry `from` up to `to`; from 0: the first ones. Not inline: where requests are long it would stand in the way of the first load.
 template <class T>
-__device__ __noinline__ void walk_steps(volatile Walk& w, Entry* entries, const Segments& seg, int from, int to) {
+__device__ __noinline__ void walk_steps(Walk& walk, Entry* entries, const Segments& seg, int from, int to) {
   if (from == 0) {
-    w.r = seg.part.r0 - 1;
+    Walk w{seg.part.r0 - 1, 0, 0, 0, 0};
     walk_next_request<T>(w, seg);
+    walk = w;
   }
 #pragma unroll 1
-  for (int i = from; i < to; ++i) walk_step<T>(w, entries[i], seg);
+  for (int i = from; i < to; ++i) walk_step<T>(walk, entries[i], seg);
 }
 
 // The first entries, all of them or kFirst, by a warp.
 template <class T>
 __device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const Segments& seg) {
-  volatile Walk& w = sm.walk[half];
+  Walk& w = sm.walk[half];
   const int lane = threadIdx.x & 31, r = seg.part.r0;
   if (!walks_at_once(seg)) {
     if (lane == 0) walk_steps<T>(w, sm.entries[half], seg, 0, T::kFirst);
@@ -90,7 +89,7 @@ __device__ __forceinline__ void walk_begin(SharedStorage<T>& sm, int half, const
   // Lane kAhead: where the walk goes on.
   if (lane > kAhead) return;
   const int q = seg.q_entries(r), count = seg.count(r), key = (seg.begin(r) + lane - q) * T::kN;
-  const bool paged = !T::kGathered && seg.p.page_table;
+  const bool paged = seg.p.page_table;
   const int page_no = paged ? key / seg.p.page_size : 0, at = paged ? key - page_no * seg.p.page_size : key;
   if (lane == kAhead) {
     w.r = r;

@@ -42,7 +42,7 @@ __device__ __forceinline__ void widen(SharedStorage<T>& sm, uint32_t m, int half
     // Eight lanes: 64 bytes of an even row, the 64 beside them of the next one. So neither reads nor writes meet in a bank.
     const int odd = lane >> 2 & 1, row = warp * 16 + lane / 8 * 2 + odd;
     const uint8_t* from = sm.raw.keys[m % T::kRawStages][half] + row * T::kOutN + (lane & 3) * 16;
-    uint8_t* to = sm.latent[sm.pipe.slot(m)][half * T::kHalfBoxes] + row * 128 + (((lane & 3) * 2 ^ (row & 7)) << 4);
+    uint8_t* to = sm.half_of(m, half)[0] + row * 128 + (((lane & 3) * 2 ^ (row & 7)) << 4);
     const int second = ((lane & 3) * 2 ^ (row & 7)) & 1 ? -16 : 16;  // from the first eight numbers to the others
     const auto two = [](uint32_t x) { return e4m3_to_f16(static_cast<uint16_t>(x)); };
 #pragma unroll
