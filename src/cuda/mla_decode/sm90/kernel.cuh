@@ -29,9 +29,9 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
     ptx::tma_prefetch_descriptor(&maps.ckv), ptx::tma_prefetch_descriptor(&maps.kpe), ptx::tma_prefetch_descriptor(&maps.q_nope),
         ptx::tma_prefetch_descriptor(&maps.q_pe);
   if (threadIdx.x == 0) sm.raw.init(), sm.pipe.init();
-  static_assert(sizeof(PlanStorage) <= sizeof(sm.latent));  // the ring is free yet
+  static_assert(sizeof(PlanStorage) <= sizeof(sm.latent) + sizeof(sm.rope));  // the ring is free yet
   prefetch_table<T::kThreads>(p);
-  make_plan<T::kThreads>(p, *reinterpret_cast<PlanStorage*>(sm.latent), sm.part, own_len, first_len);
+  make_plan<T::kThreads>(p, *reinterpret_cast<PlanStorage*>(shared), sm.part, own_len, first_len);
   write_shared_records<T::kThreads>(p);
   ptx::fence_async_proxy();  // TMA writes next where the plan was made
   Others others;             // all threads meet

@@ -189,7 +189,6 @@ Params params_of(const MlaDecodeProblem& p, const Instance& instance, void* work
     f.sink_head = p.sinks.stride[2] * bytes_of(p.sinks.dtype), f.sink_next = p.sinks.stride[3] * bytes_of(p.sinks.dtype);
   }
 
-  if (p.q_pe) f.q_pe = p.q_pe.data, f.q_pe_batch = p.q_pe.stride[0], f.q_pe_row = static_cast<int32_t>(row_stride(p.q_pe));
   f.ckv = p.k.data, f.ckv_page = p.k.stride[0], f.ckv_row = static_cast<int32_t>(p.k.stride[1]);
   if (p.kpe) f.kpe = p.kpe.data, f.kpe_page = p.kpe.stride[0], f.kpe_row = static_cast<int32_t>(p.kpe.stride[1]);
   f.out = p.out.data, f.out_batch = p.out.stride[0], f.out_token = p.out.stride[1], f.out_head = p.out.stride[2];

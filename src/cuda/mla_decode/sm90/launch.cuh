@@ -14,8 +14,8 @@ void launch(const Params& p, const Arrays& a, void* stream) {
   using Storage = SharedStorage<T>;
   static_assert(sizeof(Storage) <= T::kShared);
   constexpr bool half = std::is_same_v<typename T::Element, F16>;
-  const Maps maps{T::kNarrow ? byte_map(a.ckv, T::kN, T::kOutN) : box_map(a.ckv, T::kBoxRows, half), box_map(a.kpe, T::kBoxRows, half),
-                  box_map(a.q_nope, T::kBoxRows, half), box_map(a.q_pe, T::kBoxRows, half)};
+  const auto boxes = [](const Matrix& m) { return box_map(m, T::kBoxRows, half, T::kPromotion); };
+  const Maps maps{T::kNarrow ? byte_map(a.ckv, T::kN, T::kOutN) : boxes(a.ckv), boxes(a.kpe), boxes(a.q_nope), boxes(a.q_pe)};
   const auto kernel = mla_decode_kernel<T>;
   static OncePerDevice prepared;  // the attribute takes 0.4 us
   prepared([&] { check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)), "preparing mla_decode_sm90"); });

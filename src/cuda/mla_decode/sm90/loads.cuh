@@ -10,13 +10,23 @@ struct Maps {  // (column, row, page) of the keys, (column, row, request) of the
   CUtensorMap ckv, kpe, q_nope, q_pe;
 };
 
+template <class T>
+__device__ __forceinline__ uint64_t load_policy(const Segments& seg) {
+  // evict_first: with it, requests of blocks that read the same keys at the same time become one L2 access, too (docs/hopper-mla.md).
+  const uint64_t first = policy_evict_first();
+  if constexpr (T::kLongPart > 0) {
+    const uint64_t normal = policy_evict_normal();
+    return seg.part.left0 < T::kLongPart ? first : normal;
+  }
+  return first;
+}
+
 // Call these with one elected lane (elect.sync: under a plain thread test the compiler wraps each TMA instruction in a loop over the lanes).
 // `kCount` boxes of 64 columns from box `first` on.
 template <class T, int kCount>
 __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first,
                                            const volatile Entry& e, uint32_t full, const Segments& seg) {
-  // evict_first for all: with it, requests of blocks that read the same keys at the same time become one L2 access (docs/hopper-mla.md).
-  const uint64_t policy = policy_evict_first();
+  const uint64_t policy = load_policy<T>(seg);
   ptx::mbarrier_arrive_expect(full, kCount * T::kBoxBytes);
   const int at = e.at, page = e.page;
   const uint32_t base = ptx::shared_address(to);
@@ -41,7 +51,7 @@ __device__ __forceinline__ void load_latent(SharedStorage<T>& sm, uint32_t n, in
 template <class T>
 __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, const volatile Entry& e, const Maps& maps,
                                            const Segments& seg) {
-  const uint64_t policy = policy_evict_first();
+  const uint64_t policy = load_policy<T>(seg);
   const int rope_slot = sm.pipe.rope_slot(n);
   const uint32_t full[] = {sm.pipe.latent_barrier(n, 0), sm.pipe.latent_barrier(n, 1), sm.pipe.rope_barrier(n)};
 #pragma unroll
@@ -67,11 +77,11 @@ __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, con
 template <class T>
 __device__ __forceinline__ void load_rope(SharedStorage<T>& sm, uint32_t n, const volatile Entry& e, const Maps& maps,
                                           const Segments& seg) {
+  uint8_t* to = sm.rope[sm.pipe.rope_slot(n)][0];
   if (T::kHeadRope && e.at <= kQ)
-    ptx::mbarrier_arrive(sm.pipe.rope_barrier(n));  // q_pe does not come this way
+    load_boxes<T, 1>(to, maps.kpe, maps.q_pe, 0, e, sm.pipe.rope_barrier(n), seg);  // a head's own columns
   else
-    load_boxes<T, T::kRopeBoxes>(sm.rope[sm.pipe.rope_slot(n)][0], maps.kpe, maps.q_pe, seg.p.rope == 0 ? T::kLatentBoxes : 0, e,
-                                 sm.pipe.rope_barrier(n), seg);
+    load_boxes<T, T::kRopeBoxes>(to, maps.kpe, maps.q_pe, seg.p.rope == 0 ? T::kLatentBoxes : 0, e, sm.pipe.rope_barrier(n), seg);
 }
 
 }  // namespace attile::cuda::mla_sm90

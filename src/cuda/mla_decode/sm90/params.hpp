@@ -48,9 +48,6 @@ struct Params {
   int32_t sink_count;
 
   // Rows that are read and written by pointer; strides in elements.
-  const void* q_pe;
-  int64_t q_pe_batch;
-  int32_t q_pe_row;
   const void *ckv, *kpe;
   int64_t ckv_page, kpe_page;
   int32_t ckv_row, kpe_row;

@@ -24,14 +24,6 @@ template <class T>
 __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segments& seg, int r, uint32_t& n, Query<T>& q) {
   const Params& p = seg.p;
   const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
-  if constexpr (T::kHeadRope) {
-    const int r0 = seg.m_block * T::kM + warp * 16 + lane / 4, r1 = r0 + 8, rows = seg.rows(r);
-    const uint16_t* c = static_cast<const uint16_t*>(p.q_pe) + seg.q_batch(r) * p.q_pe_batch +
-                        (static_cast<int64_t>(seg.q_first(r)) * p.heads + r0) * p.q_pe_row + (lane & 3) * 2;
-    const uint16_t* d = c + 8 * p.q_pe_row;
-    q.rope[0] = r0 < rows ? load_word(c) : 0, q.rope[1] = r1 < rows ? load_word(d) : 0;
-    q.rope[2] = r0 < rows ? load_word(c + 8) : 0, q.rope[3] = r1 < rows ? load_word(d + 8) : 0;
-  }
   const int entries = seg.q_entries(r);
 #pragma unroll
   for (int e = 0; e < T::kQEntries; ++e) {
@@ -46,6 +38,8 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
 #pragma unroll
       for (int k = 0; k < T::kRegisterTiles * 4; ++k)
         ptx::ldmatrix_x4(q.latent[k], ptx::shared_address(latent(k / 4)) + row * 128 + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
+      if constexpr (T::kHeadRope)
+        ptx::ldmatrix_x4(q.rope, ptx::shared_address(sm.rope[sm.pipe.rope_slot(n)][0]) + row * 128 + ((lane / 16 ^ (row & 7)) << 4));
     }
     // The other tiles, rows e * kN..; the layout is the same.
     ptx::named_barrier_sync(1, 128);  // the last request's S is done

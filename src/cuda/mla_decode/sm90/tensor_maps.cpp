@@ -24,18 +24,21 @@ struct Boxes {
   CUtensorMapDataType type;
   int rows, columns;
   CUtensorMapSwizzle swizzle;
+  int promotion;
   bool operator==(const Boxes&) const = default;
 };
 
 CUtensorMap encoded(const Boxes& b) {
-  const auto& [m, bytes_of, type, box_rows, box_columns, swizzle] = b;
+  const auto& [m, bytes_of, type, box_rows, box_columns, swizzle, promoted] = b;
   static const auto encoder = find_encoder();
   const cuuint64_t dims[3] = {static_cast<cuuint64_t>(m.columns), static_cast<cuuint64_t>(m.rows), static_cast<cuuint64_t>(m.outer)};
   const cuuint64_t bytes[2] = {static_cast<cuuint64_t>(m.stride) * bytes_of, static_cast<cuuint64_t>(m.outer_stride) * bytes_of};
   const cuuint32_t box[3] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows), 1}, steps[3] = {1, 1, 1};
-  // Whole lines where rows begin on lines (requests of blocks that read the same keys then merge better than with 256 bytes); else only
-  // what is asked for.
-  const auto promotion = bytes[0] % 128 == 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_NONE;
+  // Whole lines where rows begin on lines (requests of blocks that read the same keys merge better than with 256 bytes; where no others read
+  // them pairs of lines are faster); else only what is asked for.
+  const auto promotion = promoted == 256 && bytes[0] % 256 == 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+                         : bytes[0] % 128 == 0                  ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                                                : CU_TENSOR_MAP_L2_PROMOTION_NONE;
   CUtensorMap map;
   const CUresult result = encoder(&map, type, 3, const_cast<void*>(m.base), dims, bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                   promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
@@ -59,12 +62,13 @@ const CUtensorMap& encode(const Boxes& b) {
 
 }  // namespace
 
-CUtensorMap box_map(const Matrix& m, int box_rows, bool half) {
-  return encode({m, 2, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, box_rows, 64, CU_TENSOR_MAP_SWIZZLE_128B});
+CUtensorMap box_map(const Matrix& m, int box_rows, bool half, int promotion) {
+  return encode({m, 2, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, box_rows, 64, CU_TENSOR_MAP_SWIZZLE_128B,
+                 promotion});
 }
 
 CUtensorMap byte_map(const Matrix& m, int box_rows, int columns) {
-  return encode({m, 1, CU_TENSOR_MAP_DATA_TYPE_UINT8, box_rows, columns, CU_TENSOR_MAP_SWIZZLE_NONE});
+  return encode({m, 1, CU_TENSOR_MAP_DATA_TYPE_UINT8, box_rows, columns, CU_TENSOR_MAP_SWIZZLE_NONE, 128});
 }
 
 }  // namespace attile::cuda::mla_sm90

@@ -17,7 +17,7 @@ enum class Rope { shared, heads };  // heads: a row of 16 columns for each head
 enum class Keys { boxes, gathered, narrow };
 
 // L up to 64 * kLatentBoxes columns, shared rope up to 64 * kRopeBoxes (rope of heads: all their columns). kStages: key blocks in shared
-// memory. More is not better where bytes are the limit: 2 of 72 KB beat 3, 3 of 36 KB beat 6 (docs/hopper-mla.md).
+// memory. More is not better where bytes are the limit: 2 of 64 or 72 KB beat 3, 3 of 36 KB beat 6 (docs/hopper-mla.md).
 template <class Element_, int kLatentBoxes_, int kRopeBoxes_, int kStages, Rope kRope = Rope::shared, Keys kKeys = Keys::boxes>
 struct Traits {
   using Element = Element_;
@@ -67,6 +67,11 @@ struct Traits {
   // Other rows are stored when their last block's place has been given back; float8 leaves no room for what is kept till then.
   static constexpr bool kKeeps = !kNarrow;
   static_assert(kKeeps || kStaged);
+  // Loads are evict_first: what other kernels have left in L2 stays there, and need not be written back now. A part of so many blocks pushes
+  // it out all the same, and is read faster without; 0: not looked at.
+  static constexpr int kLongPart = kHeadRope ? 48 : 0;
+  // What L2 fetches at a time; lines of two boxes where no other row tile reads them, too.
+  static constexpr int kPromotion = kHeadRope ? 256 : 128;
 };
 
 // The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
