@@ -264,6 +264,33 @@ def mla8():
     np.testing.assert_array_equal(attile.mla_decode(**on(call)).get().reshape(-1), expected)
 
 
+def hopper_mla8():
+    """mla_decode_sm90 on a float8_e4m3 cache: at most 16 rows, which have a kernel of their own, and more."""
+    import mla_cases
+    import test_gpu_mla_decode as generic
+
+    base = mla_cases.MlaCase(id="hopper8", dtype="bfloat16", batch=5, kv_lens=(300, 65, 0, 130, 700), page_size=64)
+    own = mla_cases.variants(
+        base,
+        {
+            "rows16": {"latent": 512, "rope": 64},
+            "rows14": {"heads": 7, "seqlen_q": 2},
+            "full": {"heads": 3, "seqlen_q": 4, "options": {"causal": False}},
+            "rows72": {"heads": 24, "seqlen_q": 3},
+            "dense": {"page_size": None, "seqlen_k": 700, "latent": 144, "sinks": (16, 2)},
+            "no-rope": {"rope": 0, "options": {"logits_soft_cap": 1.0}, "index_dtype": "int64"},
+            "many": {"batch": 90, "kv_lens": tuple(i * 37 % 300 for i in range(90)), "heads": 3, "page_size": 128},
+        },
+    )
+
+    def check(case):
+        call, judge = generic.float8_call(case, 0.5)
+        out, lse = attile.mla_decode(**on(call), return_lse=True, cfg=FlashMLAConfig(kernel="mla_decode_sm90"))
+        judge.check(out.get(), lse.get())
+
+    every(own, check)
+
+
 def planned():
     """The wrapper with index arrays on either side, and the append."""
     import gpu

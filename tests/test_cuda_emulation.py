@@ -88,6 +88,10 @@ def test_mla_decode_of_a_float8_cache(package):
     call(package, "mla8()")
 
 
+def test_hopper_mla_decode_of_a_float8_cache(package):
+    call(package, "hopper_mla8()")
+
+
 def test_mla_plans_and_append(package):
     call(package, "planned()")
 

@@ -214,6 +214,15 @@ OTHERS = [
     Problem(heads=24, lens=lens(12, 3000, 8), page_size=128, index_dtype="int64", sinks=(24, 1), cap=0.5, **FLOAT8),
     Problem(heads=64, lens=lens(12, 9000, 10), staircase=True, **FLOAT8 | {"ckv_scale": 0.37}),
     Problem(heads=64, lens=lens(12, 900, 10), nan_query=True, **FLOAT8),
+    # At most 16 rows.
+    *(Problem(heads=8, seqlen_q=2, lens=lens(24, 3000, latent), latent=latent, rope=rope, **FLOAT8) for latent, rope in ((512, 8), (512, 0), (384, 64), (256, 32), (80, 8))),
+    Problem(heads=16, lens=(8192,) * 128, **FLOAT8),
+    Problem(heads=5, seqlen_q=3, lens=lens(1200, 300, 3), **FLOAT8),
+    Problem(heads=4, seqlen_q=4, lens=lens(12, 900, 10), causal=False, sinks=(4, 2), **FLOAT8),
+    Problem(heads=12, lens=lens(12, 3000, 8), **FLOAT8 | {"page_size": None, "ckv_scale": -2.0}),
+    Problem(heads=16, lens=lens(12, 3000, 8), page_size=128, index_dtype="int64", sinks=(16, 1), cap=0.5, **FLOAT8),
+    Problem(heads=16, lens=lens(12, 9000, 10), staircase=True, **FLOAT8 | {"ckv_scale": 0.37}),
+    Problem(heads=16, lens=lens(12, 900, 10), scale=-0.1, nan_query=True, **FLOAT8),
 ]
 
 
@@ -231,6 +240,8 @@ SMALL = [
     Problem(heads=80, lens=(130, 200), dtype="float16"),
     Problem(lens=(130, 300), **HEAD_ROPE),
     Problem(heads=16, lens=(130, 300), **FLOAT8),
+    Problem(heads=7, seqlen_q=2, lens=(130, 0, 700), **FLOAT8),
+    Problem(heads=24, lens=(130, 300), **FLOAT8),
 ]
 
 
@@ -264,7 +275,8 @@ def test_against_the_generic_kernel(problem):
         Problem(lens=lens(24, 3000, 4), **HEAD_ROPE | {"latent": 64}),
         Problem(lens=(2048,) * 8, **HEAD_ROPE),
         Problem(heads=8, lens=lens(24, 3000, 4), latent=64, rope=8, **FLOAT8),
-        Problem(heads=64, lens=lens(24, 3000, 4), **FLOAT8),
+        Problem(heads=24, lens=lens(24, 3000, 4), latent=64, rope=8, **FLOAT8),
+        *(Problem(heads=h, lens=lens(24, 3000, 4), **FLOAT8) for h in (16, 64)),
     ],
     ids=str,
 )
@@ -276,12 +288,13 @@ def test_bits_are_equal_over_100_repeats(problem):
         assert same_bits(decode(call), first)
 
 
-def test_output_arrays_of_any_strides():
-    call = Problem(heads=5, seqlen_q=2, lens=(3000, 64, 0), latent=72, rope=8).call()
-    expected = decode(call)
-    for shift, width in ((0, 80), (8, 80), (1, 80), (0, 73)):
+@pytest.mark.parametrize("more", [{"latent": 72}, {"latent": 80} | FLOAT8], ids=["bfloat16", "float8"])
+def test_output_arrays_of_any_strides(more):
+    call = Problem(heads=5, seqlen_q=2, lens=(3000, 64, 0), rope=8, **more).call()
+    expected, latent = decode(call), more["latent"]
+    for shift, width in ((0, latent + 8), (8, latent + 8), (1, latent + 8), (0, latent + 1)):
         room = torch.full((3, 5, 2, width), math.nan, dtype=torch.bfloat16, device="cuda")
-        out = room.transpose(1, 2)[..., shift : shift + 72]
+        out = room.transpose(1, 2)[..., shift : shift + latent]
         got = decode(call, out=out)
         assert got[0] is out
         assert same_bits((out.contiguous(), got[1]), expected)

@@ -22,7 +22,26 @@ class Barrier:
         return self.phase != parity
 
 
-class Ring:
+class Play:
+    """Agents by turns, drawn at random; an agent yields what it waits for, or a step."""
+
+    def play(self):
+        waiting = {}
+        while self.agents:
+            able = [a for a in self.agents if a not in waiting or waiting[a][0].passed(waiting[a][1])]
+            assert able, "deadlock"
+            agent = self.rng.choice(able)
+            waiting.pop(agent, None)
+            try:
+                waits_for = next(agent)
+            except StopIteration:
+                self.agents.remove(agent)
+                continue
+            if waits_for != "step":
+                waiting[agent] = waits_for
+
+
+class Ring(Play):
     """stages: blocks of latents; rope_stages: of rope keys, P and statistics; late: P(n) is published within S(n + 1), and who loads hears by
     barriers of their own that places are free.
 
@@ -178,21 +197,6 @@ class Ring:
                 else:
                     self.agents.append(self.load(n + self.stages, half))
 
-    def play(self):
-        waiting = {}
-        while self.agents:
-            able = [a for a in self.agents if a not in waiting or waiting[a][0].passed(waiting[a][1])]
-            assert able, "deadlock"
-            agent = self.rng.choice(able)
-            waiting.pop(agent, None)
-            try:
-                waits_for = next(agent)
-            except StopIteration:
-                self.agents.remove(agent)
-                continue
-            if waits_for != "step":
-                waiting[agent] = waits_for
-
 
 # Those of the instances in src/cuda/mla_decode/sm90: stages, rope stages, whether P may be late.
 SHAPES = [(2, 2, False), (3, 2, True), (3, 2, False), (3, 3, False), (6, 3, False), (3, 3, False, "whole"), (2, 3, False, "gathered"), (2, 2, False, "narrow")]
@@ -212,3 +216,111 @@ def test_statistics_of_their_own_slot_are_needed():
         for seed in range(300):
             rng = random.Random(seed)
             Ring(rng, 6, 3, False, [(1, 1)] * 6, statistics=1).play()
+
+
+class FewRows(Play):
+    """few_rows.cuh: a warp that loads, score warps with a share of each block's keys, output warps; two of each stand for all. maxima: how many
+    places they have."""
+
+    WARPS, STAGES, PLACES = 2, 5, 2
+
+    def __init__(self, rng, requests, maxima=2):
+        self.rng, self.requests = rng, requests
+        self.full, self.used = [Barrier(1) for _ in range(self.STAGES)], [Barrier(self.WARPS) for _ in range(self.STAGES)]
+        self.q_full, self.q_taken = Barrier(1), Barrier(self.WARPS)
+        self.free, self.there = ([Barrier(2 * self.WARPS) for _ in range(self.PLACES)] for _ in range(2))
+        self.keys, self.q = [None] * self.STAGES, None
+        self.p, self.sums = ([[None] * self.WARPS for _ in range(self.PLACES)] for _ in range(2))
+        self.maxima = [[None] * self.WARPS for _ in range(maxima)]
+        self.agents = [self.loads(), *(role(w) for w in range(self.WARPS) for role in (self.score, self.output))]
+
+    def load(self, n):
+        yield "step"
+        self.keys[n % self.STAGES] = n
+        self.full[n % self.STAGES].arrive()
+
+    def load_queries(self, request):
+        yield "step"
+        self.q = request
+        self.q_full.arrive()
+
+    def loads(self):
+        n = 0
+        for request, blocks in enumerate(self.requests):
+            if request > 0:
+                yield self.q_taken, (request - 1) & 1
+            self.agents.append(self.load_queries(request))
+            for n in range(n, n + blocks):
+                if n >= self.STAGES:
+                    yield self.used[n % self.STAGES], (n // self.STAGES - 1) & 1
+                self.agents.append(self.load(n))
+            n += 1
+
+    def score(self, warp):
+        n = 0
+        for request, blocks in enumerate(self.requests):
+            yield self.q_full, request & 1
+            for _ in range(2):
+                assert self.q == request, "queries"
+                yield "step"
+            self.q_taken.arrive()
+            for left in range(blocks, 0, -1):
+                yield self.full[n % self.STAGES], n // self.STAGES & 1
+                for _ in range(2):
+                    assert self.keys[n % self.STAGES] == n, "keys"
+                    yield "step"
+                place, maxima = n % self.PLACES, self.maxima[n % len(self.maxima)]
+                maxima[warp] = n
+                self.free[place].arrive()
+                yield self.free[place], n // self.PLACES & 1
+                yield "step"
+                assert maxima == [n] * self.WARPS, "maxima"
+                self.p[place][warp] = n
+                if left == 1:
+                    self.sums[place][warp] = n
+                self.there[place].arrive()
+                n += 1
+        for m in range(n, n + self.PLACES):
+            self.free[m % self.PLACES].arrive()
+            yield self.free[m % self.PLACES], m // self.PLACES & 1
+
+    def output(self, _):
+        for free in self.free:
+            free.arrive()
+        n = 0
+        for blocks in self.requests:
+            for left in range(blocks, 0, -1):
+                place = n % self.PLACES
+                self.there[place].arrive()
+                yield self.there[place], n // self.PLACES & 1
+                for _ in range(2):
+                    assert self.p[place] == [n] * self.WARPS, "P"
+                    assert left > 1 or self.sums[place] == [n] * self.WARPS, "sums"
+                    yield "step"
+                self.free[place].arrive()
+                yield self.full[n % self.STAGES], n // self.STAGES & 1
+                for _ in range(2):
+                    assert self.keys[n % self.STAGES] == n, "keys"
+                    yield "step"
+                self.used[n % self.STAGES].arrive()
+                n += 1
+
+
+def requests_of(rng):
+    return [rng.choice((1, 1, 2, 3, 14)) for _ in range(rng.randint(1, 6))]
+
+
+def test_few_rows():
+    for seed in range(300):
+        rng = random.Random(seed)
+        rows = FewRows(rng, requests_of(rng))
+        rows.play()
+        barriers = [*rows.full, *rows.used, *rows.there, *rows.free, rows.q_full, rows.q_taken]
+        assert all(b.pending == b.count for b in barriers), "a barrier is left half full"
+
+
+def test_maxima_of_few_rows_need_two_places():
+    with pytest.raises(AssertionError, match="maxima"):
+        for seed in range(300):
+            rng = random.Random(seed)
+            FewRows(rng, requests_of(rng), maxima=1).play()

@@ -23,7 +23,7 @@ struct Arrays {
 struct Instance {
   int latent, rope;                  // most columns; rope of heads: of all heads together
   bool head_rope, gathered, narrow;  // narrow: float8 latents
-  int most_tiles;                    // of 64 rows: above, bytes are not the limit and another instance is faster
+  int most_rows;                     // of queries (tokens x heads): above, bytes are not the limit and another instance is faster
   int block_n;                       // keys a block
   void (*launch)(const Params&, const Arrays&, void* stream);
 };
@@ -38,7 +38,7 @@ std::span<const Instance> f16_512();
 // Boxes of box_rows x 64 columns, swizzled over 128 bytes; what lies past an edge reads as zero. promotion: bytes that L2 fetches at
 // least where rows begin at their multiples, 128 or 256.
 CUtensorMap box_map(const Matrix& m, int box_rows, bool half, int promotion);
-// Boxes of box_rows x `columns` bytes of a matrix of bytes, as they are.
+// Boxes of box_rows x `columns` bytes of a matrix of bytes: 128 are swizzled, others as they are.
 CUtensorMap byte_map(const Matrix& m, int box_rows, int columns);
 
 }  // namespace attile::cuda::mla_sm90

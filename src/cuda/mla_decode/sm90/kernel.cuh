@@ -8,7 +8,7 @@
 //   producers    do, and nothing else, where keys come row by row
 //
 // Cost a block of 64 keys, L = 512, R = 64: 64 x 576 x 2 bytes; 2 * 64 * 64 * (576 + 512) operations, 2176 tensor-core cycles.
-// Limits: launch.cpp says them to who asks.
+// Limits: launch.cpp says them to who asks. Float8 latents for few rows have a kernel of their own: few_rows.cuh.
 #pragma once
 
 #include "cuda/mla_decode/sm90/gather.cuh"

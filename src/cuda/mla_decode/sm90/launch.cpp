@@ -22,7 +22,8 @@ constexpr double kLog2e = 1.4426950408889634;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t bytes_of(DType t) { return static_cast<int64_t>(size_of(t)); }
 
-int64_t tiles_of(const MlaDecodeProblem& p) { return ceil_div(p.q_seqs.longest * p.heads_q, kTileRows); }
+int64_t rows_of(const MlaDecodeProblem& p) { return p.q_seqs.longest * p.heads_q; }
+int64_t tiles_of(const MlaDecodeProblem& p) { return ceil_div(rows_of(p), kTileRows); }
 int64_t rope_columns(const MlaDecodeProblem& p) { return p.head_rope ? p.heads_q * p.rope : p.rope; }
 
 // Boxes of block_n rows need pages that they divide; a dense cache is one page a sequence.
@@ -34,7 +35,7 @@ const Instance* find_instance(const MlaDecodeProblem& p) {
     for (const Instance& i : instances) {
       const bool boxes = !p.has(kPages) || p.page_size() % i.block_n == 0;
       if (p.latent <= i.latent && rope_columns(p) <= i.rope && p.head_rope == i.head_rope && narrow == i.narrow && boxes == !i.gathered &&
-          tiles_of(p) <= i.most_tiles)
+          rows_of(p) <= i.most_rows)
         return &i;
     }
   return nullptr;
@@ -106,7 +107,7 @@ std::string why_not(const AttentionProblem& problem, const Config& config) {
   if (p.batch > kMaxBatch) return "takes at most " + std::to_string(kMaxBatch) + " sequences: got " + std::to_string(p.batch);
   if (const int most = device(p.device_id).multiprocessors; tiles_of(p) > most)
     return "takes at most " + std::to_string(most * kTileRows) + " query rows (tokens x heads) a sequence: got " +
-           std::to_string(p.q_seqs.longest * p.heads_q);
+           std::to_string(rows_of(p));
   if (p.k_seqs.rows >= INT_MAX / 2 || p.batch * (ceil_div(p.k_seqs.rows, instance->block_n) + 4) >= INT_MAX ||
       tiles_of(p) * p.batch >= INT_MAX / 4)
     return "takes fewer than 2^31 blocks of keys";
@@ -119,7 +120,7 @@ struct Layout {
 
   explicit Layout(const MlaDecodeProblem& p) {
     tiles = tiles_of(p);
-    rows = p.q_seqs.longest * p.heads_q;
+    rows = rows_of(p);
     parts = std::clamp<int64_t>(device(p.device_id).multiprocessors / std::max<int64_t>(tiles, 1), 1, kMaxParts);
     sinks = take(p.has(kSinks) ? p.heads_q * sizeof(float) : 0);
     arrived = take(p.batch * tiles * 2 * sizeof(int32_t));

@@ -68,7 +68,8 @@ CUtensorMap box_map(const Matrix& m, int box_rows, bool half, int promotion) {
 }
 
 CUtensorMap byte_map(const Matrix& m, int box_rows, int columns) {
-  return encode({m, 1, CU_TENSOR_MAP_DATA_TYPE_UINT8, box_rows, columns, CU_TENSOR_MAP_SWIZZLE_NONE, 128});
+  const auto swizzle = columns == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
+  return encode({m, 1, CU_TENSOR_MAP_DATA_TYPE_UINT8, box_rows, columns, swizzle, 128});
 }
 
 }  // namespace attile::cuda::mla_sm90
