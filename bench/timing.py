@@ -34,8 +34,9 @@ def interleaved(contenders, repeats=7, clock="wall", least=2e-3, budget=None, pa
 
     The functions of one name are the same call on different memory, taken in turns: with enough of them none finds its data in a cache. A
     measurement lasts at least `least` seconds, in a loop where a call is shorter. With a `budget` in seconds there are fewer repeats, but
-    never fewer than FEWEST. `pause` seconds of sleep before each measurement let the other's threads fall asleep. With `cpus`, QuietCpus, only
-    measurements that were quiet count, and up to MORE times as many are made, within the budget; a name that got fewer than FEWEST of them has all.
+    never fewer than FEWEST. `pause` seconds of sleep before each measurement let the other's threads fall asleep; the call after it, for which
+    CPUs and caches have to wake too, is not timed: calls without a pause have nothing of the kind. With `cpus`, QuietCpus, only measurements
+    that were quiet count, and up to MORE times as many are made, within the budget; a name that got fewer than FEWEST of them has all.
     """
     now = CLOCKS[clock]
     loops, estimate = {}, 0.0
@@ -44,7 +45,7 @@ def interleaved(contenders, repeats=7, clock="wall", least=2e-3, budget=None, pa
         functions[-1]()
         once = max(now() - start, 1e-7)
         loops[name] = max(1, int(least / once))
-        estimate += loops[name] * once + pause
+        estimate += (loops[name] + (pause > 0)) * once + pause
     if budget is not None:
         repeats = max(FEWEST, min(repeats, int(budget / estimate)))
     end = time.perf_counter() + (budget if budget and cpus else float("inf"))
@@ -59,15 +60,18 @@ def interleaved(contenders, repeats=7, clock="wall", least=2e-3, budget=None, pa
             for name, functions in contenders.items():
                 if len(seconds[name]) == repeats:
                     continue
-                calls = [functions[(turn[name] + i) % len(functions)] for i in range(loops[name])]
+                untimed = 1 if pause > 0 else 0
+                calls = [functions[(turn[name] + i) % len(functions)] for i in range(untimed + loops[name])]
                 turn[name] += len(calls)
                 time.sleep(pause)
                 if cpus is not None:
                     cpus.find()
-                start = now()
-                for call in calls:
+                for call in calls[:untimed]:
                     call()
-                once = (now() - start) / len(calls)
+                start = now()
+                for call in calls[untimed:]:
+                    call()
+                once = (now() - start) / loops[name]
                 (seconds if cpus is None or cpus.still_quiet() else disturbed)[name].append(once)
     finally:
         gc.enable()

@@ -139,6 +139,25 @@ def test_what_others_disturbed_does_not_count(monkeypatch, quiet, measured, coun
     assert cpus.log == ["find", "still_quiet"] * measured + ["leave"]
 
 
+def test_the_call_after_a_pause_does_not_count(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import timing
+
+    now, awake, log = [0.0], [False], []
+
+    def call(name):
+        now[0] += 1 if awake[0] else 100
+        awake[0] = True
+        log.append(name)
+
+    monkeypatch.setitem(timing.CLOCKS, "wall", lambda: now[0])
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: awake.__setitem__(0, seconds == 0))
+    calls = [lambda name=name: call(name) for name in "abc"]
+    assert timing.interleaved({"x": calls}, repeats=3, least=0, pause=0.01)["x"].seconds == (1, 1, 1)
+    assert "".join(log) == "c" + "abcabc"  # one that estimates
+    assert timing.interleaved({"x": calls}, repeats=3, least=0)["x"].seconds == (1, 1, 1)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CPUs are chosen on Linux")
 def test_cpus_are_looked_for_and_given_back(tmp_path):
     path = tmp_path / "run.json"
