@@ -29,7 +29,8 @@ namespace attile {
 namespace {
 
 constexpr size_t kCacheLine = 64;
-constexpr auto kSpin = std::chrono::microseconds(20);  // about what waking a thread costs
+// Longer than a Python program needs from one call to the next where the caches have forgotten the interpreter, some 30 us.
+constexpr auto kSpin = std::chrono::microseconds(100);
 
 thread_local bool inside_job = false;
 
