@@ -74,15 +74,16 @@ def test_bits_do_not_depend_on_threads_lse_and_out(case, threads):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("heads", "latent"), [(16, 64), (3, 264)])  # parts are joined 128 columns at a time
 @pytest.mark.parametrize("mla_kernel", runnable_kernels("mla_decode"))
-def test_a_long_cache_has_the_same_bits_on_two_threads(mla_kernel, heads, latent, dtype, threads):
+def test_a_long_cache_has_the_same_bits_on_any_threads(mla_kernel, heads, latent, dtype, threads):
     case = mla_cases.MlaCase(id="long", batch=2, kv_lens=(9000, 2500), page_size=64, heads=heads, latent=latent, dtype=dtype)
     results = []
-    for n in (1, 2):
+    for n in (1, 2, 5):
         threads(n)
         results.append(run(mla_kernel, case))
     plan = attile.explain(mla_decode, **case.arrays(), cfg=FlashMLAConfig(kernel=mla_kernel))["plan"]
     assert plan["num_splits"] > 1
-    assert [x.tobytes() for x in results[0]] == [x.tobytes() for x in results[1]]
+    for other in results[1:]:
+        assert [x.tobytes() for x in results[0]] == [x.tobytes() for x in other]
     judge_of(case).check(*results[0])
 
 

@@ -1,6 +1,7 @@
 #include "cpu/mla_decode/driver.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <tuple>
@@ -23,33 +24,53 @@ struct Block {
   int64_t keys;    // the rows see keys [0, keys) at most
   int64_t splits;  // parts of these, at least 1
   int64_t part;    // number of the first part's state; splits == 1: none
+  bool taper;      // cut as for_each_part() says
 };
 
 // How many columns of a block are joined at a time: a whole number of chunks.
 constexpr int64_t kJoinColumns = 128;
 
-// One part of a block's keys.
+// One part of a block's keys, [begin, end).
 struct Item {
-  int64_t block, split, keys;
+  int64_t block, split, begin, end;
+  int64_t keys() const { return end - begin; }
 };
 
-// Keys in a part: the longest sequence has num_splits of them.
-int64_t part_keys(const AttentionProblem& p, const Plan& plan) {
-  return std::max(plan.block_k, up(ceil_div(p.k_seqs.longest, plan.num_splits), plan.block_k));
+// How rows and keys are cut.
+struct Cut {
+  int64_t rows;        // of a block
+  int64_t keys, step;  // of a part, a multiple of step
+  bool taper;          // whether the last of several blocks is
+};
+
+// Calls f(begin, end) for every part of the keys. Tapered, the last but one is cut in two and the last in four: what is taken last is
+// short, so that threads end together. A single block is not tapered: four parts more to join cost what they gain.
+template <class F>
+void for_each_part(int64_t keys, const Cut& cut, bool taper, F f) {
+  const int64_t parts = std::max<int64_t>(1, ceil_div(keys, cut.keys));
+  for (int64_t s = 0; s < parts; ++s) {
+    const int64_t end = std::min(keys, (s + 1) * cut.keys), pieces = !taper || parts == 1 || s + 2 < parts ? 1 : s + 2 == parts ? 2 : 4;
+    const int64_t step = up(ceil_div(cut.keys, pieces), cut.step);
+    int64_t begin = s * cut.keys;
+    do f(begin, std::min(end, begin + step));
+    while ((begin += step) < end);
+  }
 }
 
 // Calls f for every block, in the order of the batch.
 template <class F>
-void for_each_block(const AttentionProblem& p, int64_t block_q, int64_t keys_of_part, F f) {
+void for_each_block(const AttentionProblem& p, const Cut& cut, F f) {
   int64_t part = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t rows = p.q_seqs.length(b) * p.group;
     const Mask mask = p.mask(b);
-    for (int64_t r = 0; r < rows; r += block_q) {
-      const int64_t count = std::min(block_q, rows - r);
+    for (int64_t r = 0; r < rows; r += cut.rows) {
+      const int64_t count = std::min(cut.rows, rows - r);
       const int64_t keys = mask.keys(r / p.group, (r + count - 1) / p.group + 1).end;
-      const int64_t splits = std::max<int64_t>(1, ceil_div(keys, keys_of_part));
-      f(Block{b, r, count, keys, splits, part});
+      const bool taper = cut.taper && b + 1 == p.batch && r + count == rows && (b > 0 || r > 0);
+      int64_t splits = 0;
+      for_each_part(keys, cut, taper, [&](int64_t, int64_t) { ++splits; });
+      f(Block{b, r, count, keys, splits, part, taper});
       if (splits > 1) part += splits;
     }
   }
@@ -60,9 +81,9 @@ struct Counts {
   double work = 0;  // multiply-adds
 };
 
-Counts count(const MlaDecodeProblem& p, int64_t block_q, int64_t keys_of_part) {
+Counts count(const MlaDecodeProblem& p, const Cut& cut) {
   Counts n;
-  for_each_block(p, block_q, keys_of_part, [&](const Block& block) {
+  for_each_block(p, cut, [&](const Block& block) {
     ++n.blocks;
     n.items += block.splits;
     if (block.splits > 1) n.parts += block.splits;
@@ -77,8 +98,30 @@ Counts count(const MlaDecodeProblem& p, int64_t block_q, int64_t keys_of_part) {
 int64_t choose_splits(const MlaDecodeProblem& p, int64_t block_q) {
   constexpr int64_t kUnits = 32, kKeys = 1024, kKeysForRow = 16;
   const int64_t rows = std::min(block_q, p.q_seqs.longest * p.group);
-  const int64_t units = std::max<int64_t>(1, count(p, block_q, Mask::kUnlimited).blocks);
+  const int64_t units = std::max<int64_t>(1, count(p, {block_q, Mask::kUnlimited, 1, false}).blocks);
   return std::clamp<int64_t>(std::min(ceil_div(kUnits, units), p.k_seqs.longest / std::max(kKeys, rows * kKeysForRow)), 1, kUnits);
+}
+
+// The longest sequence has num_splits parts. Those of a number that was asked for, and would not have been chosen, are equal.
+Cut cut_of(const MlaDecodeProblem& p, const Plan& plan) {
+  const int64_t keys = std::max(plan.block_k, up(ceil_div(p.k_seqs.longest, plan.num_splits), plan.block_k));
+  return {plan.block_q, keys, plan.block_k, plan.num_splits > 1 && plan.num_splits == choose_splits(p, plan.block_q)};
+}
+
+// Items that one worker takes together: neighbours of one block, whose queries it packs once; never more than half of its share of the
+// keys that are left, so that workers end together. Returns how many runs there are.
+int64_t make_runs(const Item* items, int64_t count, int workers, int64_t* runs) {
+  int64_t left = 0, n = 0;
+  for (int64_t i = 0; i < count; ++i) left += items[i].keys();
+  for (int64_t i = 0; i < count;) {
+    runs[n++] = i;
+    const int64_t block = items[i].block, most = left / (2 * workers);
+    int64_t keys = items[i].keys();
+    while (++i < count && items[i].block == block && keys + items[i].keys() <= most) keys += items[i].keys();
+    left -= keys;
+  }
+  runs[n] = count;
+  return n;
 }
 
 MlaDecodeShape shape_of(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan) {
@@ -91,7 +134,7 @@ struct Layout {
   size_t element;
   size_t max, sum, out, state_bytes;  // of a BlockState, from its start
   size_t last_block, queries, rope, state, scratch, worker_bytes;
-  size_t blocks, items, parts, workers, total;
+  size_t blocks, items, runs, parts, workers, total;
   MlaDecodeShape shape;
 
   Layout(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan, const Counts& n) {
@@ -122,6 +165,7 @@ struct Layout {
     at = 0;
     blocks = take(n.blocks * sizeof(Block));
     items = take(n.items * sizeof(Item));
+    runs = take((n.items + 1) * sizeof(int64_t));
     parts = take(n.parts * state_bytes);
     workers = take(plan.workers * worker_bytes);
     total = at + 64;
@@ -136,8 +180,9 @@ struct Run {
   char* base;
   const Block* blocks;
   const Item* items;
-  int64_t item_count;
-  int64_t keys_of_part;
+  const int64_t* runs;  // where each begins; one more at the end
+  int64_t item_count, run_count;
+  std::atomic<int64_t>& runs_taken;
 
   int accumulator() const { return layout.element == 8; }
   // Whose queries the worker's scratch holds.
@@ -185,8 +230,9 @@ struct Run {
     }
   }
 
-  // A unit's keys, and nothing else of it.
-  MlaDecodeUnit keys_of(const Block& block, int64_t split) const {
+  // A unit's keys and its part, if it is one of several, and nothing else of it.
+  MlaDecodeUnit keys_of(const Item& item) const {
+    const Block& block = blocks[item.block];
     MlaDecodeUnit m{};
     Unit& u = m.base;
     const int64_t size = static_cast<int64_t>(size_of(p.dtype));
@@ -206,18 +252,20 @@ struct Run {
                  page,
                  page};
     }
-    u.key_begin = std::min(block.keys, split * keys_of_part);
-    u.key_end = std::min(block.keys, u.key_begin + keys_of_part);
+    u.key_begin = item.begin;
+    u.key_end = item.end;
+    if (block.splits > 1) u.state = part(block, item.split);
     return m;
   }
 
-  MlaDecodeUnit make_unit(const Block& block, int64_t split, int worker) const {
+  MlaDecodeUnit make_unit(const Item& item, int worker) const {
+    const Block& block = blocks[item.block];
     char* own = base + layout.workers + worker * layout.worker_bytes;
     QueryRow* rows = reinterpret_cast<QueryRow*>(own + layout.queries);
     RopeRow* rope = reinterpret_cast<RopeRow*>(own + layout.rope);
-    fill_rows(block, split, rows, rope);
+    fill_rows(block, item.split, rows, rope);
 
-    MlaDecodeUnit m = keys_of(block, split);
+    MlaDecodeUnit m = keys_of(item);
     Unit& u = m.base;
     u.rows = rows;
     u.count = block.count;
@@ -229,7 +277,7 @@ struct Run {
     u.softcap = p.has(kSoftcap) ? p.softcap : 0;
     u.logits_dtype = u.bias_dtype = u.key_ids_dtype = DType::none;
     u.normalize = true;
-    u.state = state_at(own + layout.state);
+    if (block.splits == 1) u.state = state_at(own + layout.state);
     m.rope = rope;
     m.shape = layout.shape;
     m.scratch = own + layout.scratch;
@@ -243,29 +291,58 @@ struct Run {
       write_floating(p.lse.dtype, u.rows[r].lse, read_floating(p.lse.dtype, u.rows[r].lse) * p.lse_scale);
   }
 
-  void attend(int64_t index, int worker) const {
-    const FlushDenormals mode;
-    const Block& block = blocks[items[index].block];
-    MlaDecodeUnit m = make_unit(block, items[index].split, worker);
-    const bool whole = block.splits == 1;
-    if (!whole) m.base.state = part(block, items[index].split);
+  // A worker's way through the items: runs of them, as long as there are any.
+  struct Path {
+    const Run& run;
+    int64_t item, end;  // [item, end) is left of the run
+    bool stepped;       // `item` is already the one after the unit at hand, and `next` is its unit
     MlaDecodeUnit next;
-    m.expected = index >= plan.workers;
-    m.packed = std::exchange(last_block(worker), items[index].block) == items[index].block;
-    if (index + plan.workers < item_count) {
-      const Item& item = items[index + plan.workers];
-      next = keys_of(blocks[item.block], item.split);
-      m.next = &next;
+
+    bool ended() const { return item == run.item_count; }
+    void step() {
+      stepped = true;
+      if (++item < end) return;
+      const int64_t taken = run.runs_taken.fetch_add(1, std::memory_order_relaxed), first = std::min(taken, run.run_count);
+      item = run.runs[first];
+      end = run.runs[std::min(taken + 1, run.run_count)];
     }
-    isa.attend[accumulator()](m, whole);
-    if (whole) scale_lse(m.base);
+    static const MlaDecodeUnit* next_unit(void* path) {
+      Path& self = *static_cast<Path*>(path);
+      if (!self.stepped) {
+        self.step();
+        if (!self.ended()) self.next = self.run.keys_of(self.run.items[self.item]);
+      }
+      return self.ended() ? nullptr : &self.next;
+    }
+  };
+
+  void attend(int worker) const {
+    const FlushDenormals mode;
+    Path path{*this, -1, 0, false, {}};
+    path.step();
+    for (bool expected = false; !path.ended();) {
+      const Item& item = items[path.item];
+      MlaDecodeUnit m = make_unit(item, worker);
+      m.expected = expected;
+      m.packed = std::exchange(last_block(worker), item.block) == item.block;
+      m.next = Path::next_unit;
+      m.path = &path;
+      path.stepped = false;
+      const bool whole = blocks[item.block].splits == 1;
+      isa.attend[accumulator()](m, whole);
+      if (whole) scale_lse(m.base);
+      expected = path.stepped;
+      if (!path.stepped) path.step();
+    }
   }
 
   // Columns [begin, begin + kJoinColumns) of a block.
   void join(const Block& block, int64_t begin, int worker) const {
     const FlushDenormals mode;
-    Unit u = make_unit(block, 0, worker).base;
-    QueryRow* rows = reinterpret_cast<QueryRow*>(base + layout.workers + worker * layout.worker_bytes + layout.queries);
+    char* own = base + layout.workers + worker * layout.worker_bytes;
+    Unit u = make_unit({&block - blocks, 0, 0, 0}, worker).base;
+    u.state = state_at(own + layout.state);
+    QueryRow* rows = reinterpret_cast<QueryRow*>(own + layout.queries);
     for (int64_t r = 0; r < block.count; ++r) {
       rows[r].out += begin * static_cast<int64_t>(size_of(p.dtype));
       if (begin > 0) rows[r].lse = nullptr;
@@ -309,7 +386,7 @@ Plan plan_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const C
 
   // Waking a thread costs 3 us: about as much as this many multiply-adds.
   constexpr double kSerialWork = 3e5;
-  const Counts n = count(p, plan.block_q, part_keys(p, plan));
+  const Counts n = count(p, cut_of(p, plan));
   plan.workers = n.work < kSerialWork ? 1 : static_cast<int>(std::clamp<int64_t>(n.items, 1, std::max(1, threads)));
   plan.workspace_bytes = Layout(isa, p, plan, n).total;
   return plan;
@@ -317,28 +394,33 @@ Plan plan_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const C
 
 void run_mla_decode(const MlaDecodeIsa& isa, const MlaDecodeProblem& p, const Plan& plan, void* workspace,
                     const attile_executor* executor) {
-  const int64_t keys_of_part = part_keys(p, plan);
-  const Counts n = count(p, plan.block_q, keys_of_part);
+  const Cut cut = cut_of(p, plan);
+  const Counts n = count(p, cut);
   const Layout layout(isa, p, plan, n);
   char* base = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
   Block* blocks = reinterpret_cast<Block*>(base + layout.blocks);
   Item* items = reinterpret_cast<Item*>(base + layout.items);
-  const Run run{isa, p, plan, layout, base, blocks, items, n.items, keys_of_part};
+  int64_t* runs = reinterpret_cast<int64_t*>(base + layout.runs);
+  alignas(64) std::atomic<int64_t> runs_taken{0};
+  Run run{isa, p, plan, layout, base, blocks, items, runs, n.items, 0, runs_taken};
   run.clear();
   if (n.blocks == 0) return;
 
   // Longest first.
   Item* end = items;
-  for_each_block(p, plan.block_q, keys_of_part, [&](const Block& block) {
+  for_each_block(p, cut, [&](const Block& block) {
     *blocks = block;
-    for (int64_t s = 0; s < block.splits; ++s) *end++ = {blocks - run.blocks, s, std::min(keys_of_part, block.keys - s * keys_of_part)};
+    int64_t split = 0;
+    for_each_part(block.keys, cut, block.taper, [&](int64_t begin, int64_t stop) { *end++ = {blocks - run.blocks, split++, begin, stop}; });
     ++blocks;
   });
-  std::sort(items, end,
-            [](const Item& a, const Item& b) { return std::tuple(-a.keys, a.block, a.split) < std::tuple(-b.keys, b.block, b.split); });
+  std::sort(items, end, [](const Item& a, const Item& b) {
+    return std::tuple(-a.keys(), a.block, a.split) < std::tuple(-b.keys(), b.block, b.split);
+  });
+  run.run_count = make_runs(items, n.items, plan.workers, runs);
 
   for (int worker = 0; worker < plan.workers; ++worker) run.last_block(worker) = -1;
-  parallel_for(executor, n.items, plan.workers, [&](int64_t index, int worker) { run.attend(index, worker); });
+  parallel_for(executor, plan.workers, plan.workers, [&](int64_t, int worker) { run.attend(worker); });
   if (n.parts == 0) return;
   const int64_t pieces = ceil_div(p.latent, kJoinColumns);
   parallel_for(executor, n.blocks * pieces, plan.workers, [&](int64_t index, int worker) {

@@ -36,8 +36,9 @@ inline void find_keys(const MlaDecodeUnit& m, int64_t begin, int64_t end, KeyRow
 // The rows of the block of keys behind `end`: this unit's, or the next one's first. Returns how many.
 inline int64_t find_next_keys(const MlaDecodeUnit& m, int64_t end, KeyRow* rows) {
   const bool more = end < m.base.key_end;
-  if (!more && !m.next) return 0;
-  const MlaDecodeUnit& unit = more ? m : *m.next;
+  const MlaDecodeUnit* next = more ? &m : m.next(m.path);
+  if (!next) return 0;
+  const MlaDecodeUnit& unit = *next;
   const int64_t begin = more ? end : unit.base.key_begin, left = unit.base.key_end - begin;
   const int64_t count = left < m.base.block_k ? left : m.base.block_k;
   find_keys(unit, begin, begin + count, rows);

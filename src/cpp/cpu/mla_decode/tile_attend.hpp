@@ -38,6 +38,7 @@ class TileDecode {
         panels(state.panels()),
         whole_(whole),
         keys_of_block(round_up(u.block_k, kUnitKeys)),
+        o_(whole ? at<float>(layout.o) : static_cast<float*>(u.state.out)),
         block_(unit, at<KeyGroup>(layout.groups), at<char>(layout.staged), at<char>(layout.zeros)),
         prefetch_(at<PrefetchRun>(layout.runs)) {
     __builtin_memset(at<char>(layout.zeros), 0, row_bytes.padded());
@@ -73,9 +74,10 @@ class TileDecode {
       turn = 1 - turn;
       after = find_next_keys(m, end, rows_at(turn));
       prefetch_.add_keys(m, rows_at(turn), after, row_bytes.ckv, row_bytes.kpe);
-      if (end == u.key_end && !whole_)
-        for (int64_t panel = 0; panel < panels; ++panel)
-          prefetch_.add(1, state.panel_bytes(panel), [&](int64_t) { return part_out(panel); });
+      if (end == u.key_end) {
+        const MlaDecodeUnit* next = m.next(m.path);
+        next_part_ = next ? static_cast<char*>(next->base.state.out) : nullptr;
+      }
       prefetch_.start(block_cost(count));
       block_.set(rows, end - begin);
       for (int64_t panel = 0; panel < panels; ++panel) {
@@ -96,10 +98,8 @@ class TileDecode {
       if (!begun_[panel]) __builtin_memset(out(panel), 0, state.panel_bytes(panel));
   }
 
-  // O as out, or to the part that join_tiles() reads.
   void finish() const {
-    if (whole_) return write_block(u, out(0));
-    for (int64_t panel = 0; panel < panels; ++panel) __builtin_memcpy(part_out(panel), out(panel), state.panel_bytes(panel));
+    if (whole_) write_block(u, out(0));
   }
 
  private:
@@ -111,6 +111,8 @@ class TileDecode {
   const int64_t padded_rows, panels;
   const bool whole_;
   const int64_t keys_of_block;
+  float* const o_;             // of a part where join_tiles() reads it, else scratch
+  char* next_part_ = nullptr;  // during the unit's last block
   KeyBlock block_;
   Prefetcher<8> prefetch_;
   static constexpr int64_t kMostPanels = 4096 / kTileLanes;
@@ -129,9 +131,7 @@ class TileDecode {
   RopeChunk* rope_chunks(int64_t panel) const { return at<RopeChunk>(layout.rope) + panel * layout.rope_chunks; }
   float* rope_queries(int64_t panel) const { return at<float>(layout.q_rope) + panel * kTileLanes * m.shape.rope; }
   char* probabilities(int64_t panel) const { return at<char>(layout.p) + panel * (keys_of_block / kTileStep) * 2 * kTileBytes; }
-  float* out(int64_t panel) const { return at<float>(layout.o) + state.panel(panel); }
-  // What finish() writes of a part: in no cache by then.
-  char* part_out(int64_t panel) const { return reinterpret_cast<char*>(static_cast<float*>(u.state.out) + state.panel(panel)); }
+  float* out(int64_t panel) const { return o_ + state.panel(panel); }
   // [32 columns][16 rows of the panel][half]
   static int64_t out_tile(int64_t block, int n, int64_t half, int n_count) { return ((block * n_count + n) * 2 + half) * kTileBytes / 4; }
 
@@ -290,6 +290,13 @@ class TileDecode {
     }
   }
 
+  // Lines of the next unit's part that are as far in it as these are in O: in no cache of this core by then.
+  void ask_for_part(const char* o, int64_t bytes) const {
+    if (!next_part_) return;
+    char* to = next_part_ + (o - reinterpret_cast<const char*>(o_));
+    for (int64_t i = 0; i < bytes; i += kTileRowBytes) __builtin_prefetch(to + i);
+  }
+
   // Into the accumulators.
   static inline __attribute__((always_inline)) void load_out(const char* o, bool begun) {
     if (!begun) return zero_accumulators();
@@ -329,6 +336,7 @@ class TileDecode {
     for (int64_t tile = 0; tile < layout.value_tiles; tile += kTiles) {
       char* o = reinterpret_cast<char*>(out(0)) + tile * kTileBytes;
       load_out(o, begun_[0]);
+      ask_for_part(o, kTiles * kTileBytes);
       for (int64_t g = 0; g < groups; ++g, ++step) {
         if (g + 1 < groups) {
           interleave<kTiles>(rows, tile, g + 1, buffer(step + 1));
@@ -355,6 +363,7 @@ class TileDecode {
         const char* p = probabilities(panel);
         if (!two_tiles(panel)) {
           char* o = reinterpret_cast<char*>(out(panel)) + tile * kTileBytes;
+          ask_for_part(o, kTiles * kTileBytes);
           zero_accumulators();
           if (begun_[panel]) {
             tile_load<0>(o);
@@ -367,6 +376,7 @@ class TileDecode {
         }
         char* o = reinterpret_cast<char*>(out(panel)) + tile * 2 * kTileBytes;
         load_out(o, begun_[panel]);
+        ask_for_part(o, 2 * kTiles * kTileBytes);
         for (int64_t g = 0; g < groups; ++g) {
           const char *a = p + g * 2 * kTileBytes, *b = v + g * kStepBytes;
           dots_2x2<true, true>(a, kTileRowBytes, a + kTileBytes, kTileRowBytes, b, b + kTileBytes, kTileRowBytes, between);

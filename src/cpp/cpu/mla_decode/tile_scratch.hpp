@@ -37,7 +37,7 @@ struct TileScratch {
     o = take(panels * value_tiles * 2 * kTileBytes);
     rows = take(2 * keys * sizeof(KeyRow));
     groups = take(keys / kGroupKeys * sizeof(KeyGroup));
-    runs = take((2 * keys + panels) * sizeof(PrefetchRun));
+    runs = take(2 * keys * sizeof(PrefetchRun));
     staged = take(keys * row.padded());
     zeros = take(row.padded());
   }

@@ -35,7 +35,10 @@ struct MlaDecodeUnit {
   char* scratch;              // aligned to 64 bytes
   bool expected;              // the unit before has asked for its first keys
   bool packed;                // scratch holds what the unit before has made of these rows' queries
-  const MlaDecodeUnit* next;  // where the keys are that this worker will probably see after this unit's; null: none
+  // The unit that this worker will take after this one, as far as its keys and its part are concerned; null: none. Asked when this unit's
+  // last keys are at hand, possibly more than once: it is decided then, and not earlier, so that workers end together.
+  const MlaDecodeUnit* (*next)(void* path);
+  void* path;
 };
 
 // What one instruction set offers; index 0: float32 accumulators, 1: float64 (may be null).
