@@ -21,6 +21,22 @@ __device__ __forceinline__ uint64_t load_policy(const Segments& seg) {
   return first;
 }
 
+// The first row of an entry that holds queries of request r.
+template <class T>
+__device__ __forceinline__ int query_row(int at, int r, const Segments& seg) {
+  return seg.q_first(r) * seg.p.heads + seg.m_block * T::kM + (kQ - at) * T::kN;
+}
+// Where an entry's boxes lie.
+struct Place {
+  int row, outer;
+  bool keys, any;  // any: there is one
+};
+template <class T>
+__device__ __forceinline__ Place place_of(int at, int page, const Segments& seg) {
+  if (at >= 0) return {at, page, true, true};
+  return {query_row<T>(at, page, seg), seg.q_batch(page), false, true};
+}
+
 // Call these with one elected lane (elect.sync: under a plain thread test the compiler wraps each TMA instruction in a loop over the lanes).
 // `kCount` boxes of 64 columns from box `first` on.
 template <class T, int kCount>
@@ -34,10 +50,21 @@ __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys,
 #pragma unroll
     for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, &keys, full, policy, (first + c) * 64, at, page);
   } else {
-    const int row = seg.q_first(page) * seg.p.heads + seg.m_block * T::kM + (kQ - at) * T::kN, batch = seg.q_batch(page);
+    const int row = query_row<T>(at, page, seg), batch = seg.q_batch(page);
 #pragma unroll
     for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, &queries, full, policy, (first + c) * 64, row, batch);
   }
+}
+
+// The same of a barrier that expects them already.
+template <class T, int kCount>
+__device__ __forceinline__ void load_expected(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int column, const Place& at,
+                                              uint32_t full, const Segments& seg) {
+  const uint64_t policy = load_policy<T>(seg);
+  const CUtensorMap* map = at.keys ? &keys : &queries;
+  const uint32_t base = ptx::shared_address(to);
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, map, full, policy, column + c * 64, at.row, at.outer);
 }
 
 // A half of block n's latents.
@@ -58,7 +85,7 @@ __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, con
   for (int i = 0; i < 3; ++i) ptx::mbarrier_arrive_expect(full[i], i < 2 ? T::kLatentBytes / 2 : T::kRopeBytes);
   const bool keys = e.at >= 0;
   const int at = e.at, r = e.page, outer = keys ? r : seg.q_batch(r);
-  const int row = keys ? at : seg.q_first(r) * seg.p.heads + seg.m_block * T::kM + (kQ - at) * T::kN;
+  const int row = keys ? at : query_row<T>(at, r, seg);
   const int rope = seg.p.rope == 0 ? T::kLatentBoxes * 64 : 0;
   const CUtensorMap &latents = keys ? maps.ckv : maps.q_nope, &ropes = keys ? maps.kpe : maps.q_pe;
   const uint32_t to = ptx::shared_address(sm.half_of(n, 0)), rope_to = ptx::shared_address(sm.rope[rope_slot]);

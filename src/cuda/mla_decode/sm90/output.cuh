@@ -256,30 +256,43 @@ struct Refill {
   }
   // Entry n is used up, and P(n): what takes their place is asked for.
   __device__ __forceinline__ void used(uint32_t n) {
-    if constexpr (T::kNamedFree) {
-      used_named(n);
-    } else {
-      sm.pipe.release(n, half);
-      rope(n);
-      latent(n);
-    }
+    sm.pipe.release(n, half);
+    rope(n);
+    latent(n);
   }
-  // A half's four warps meet before warp 0 loads, and right's wait for left before warp 2 loads rope keys: all of them, for they meet at the
+
+  // The same in two steps where it stands between two blocks' products (kNamedFree). First: what warp 0 asks for, its half's latents, or
+  // right's warp 2, rope keys. Its barrier expects them from now on: block n, whose place they take, has been read by score.
+  __device__ __forceinline__ Place prepare(uint32_t n) const {
+    const int warp = threadIdx.x / 32 % 4;
+    const bool rope = half == 1 && warp == 2;
+    Place next{};
+    if (warp == 0 || rope) {
+      const volatile Entry& e = sm.entry(half, n + (rope ? T::kRopeStages : T::kLatentStages));
+      const int at = e.at, page = e.page;
+      if (at != kEnd) {
+        next = place_of<T>(at, page, seg);
+        const uint32_t full = rope ? sm.pipe.rope_barrier(n) : sm.pipe.latent_barrier(n, half);
+        if (ptx::elect_one()) ptx::mbarrier_arrive_expect(full, rope ? T::kRopeBytes : T::kLatentBytes / 2);
+      }
+    }
+    __syncwarp();
+    return next;
+  }
+  // Then, when all of a half's warps have used entry n: latents; when left has, too: rope keys. All four warps wait, for they meet at the
   // next P anyway, and racecheck takes a named barrier for one only where all have waited as often (docs/hopper-mla.md).
-  __device__ __forceinline__ void used_named(uint32_t n) {
+  __device__ __forceinline__ void used(uint32_t n, const Place& next) {
     const int warp = threadIdx.x / 32 % 4;
     if (half == 0) sm.pipe.arrive_both_used(n);
     sm.pipe.wait_half_used(half);
-    if (warp == 0) {
-      const volatile Entry& e = sm.entry(half, n + T::kLatentStages);
-      if (e.at != kEnd && ptx::elect_one()) load_latent<T>(sm, n + T::kLatentStages, half, e, maps, seg);
-    }
+    if (warp == 0 && next.any && ptx::elect_one())
+      load_expected<T, T::kHalfBoxes>(sm.half_of(n, half)[0], maps.ckv, maps.q_nope, half * T::kOutN, next,
+                                      sm.pipe.latent_barrier(n, half), seg);
     if (half == 1) {
       sm.pipe.wait_both_used(n);
-      if (warp == 2) {
-        const volatile Entry& e = sm.entry(1, n + T::kRopeStages);
-        if (e.at != kEnd && ptx::elect_one()) load_rope<T>(sm, n + T::kRopeStages, e, maps, seg);
-      }
+      if (warp == 2 && next.any && ptx::elect_one())
+        load_expected<T, T::kRopeBoxes>(sm.rope[sm.pipe.rope_slot(n)][0], maps.kpe, maps.q_pe, seg.p.rope == 0 ? T::kLatentBoxes * 64 : 0,
+                                        next, sm.pipe.rope_barrier(n), seg);
     }
     __syncwarp();
   }
@@ -307,14 +320,21 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     ptx::named_barrier_sync(2 + half, 128);  // so that racecheck sees the order behind score, which has waited as often (docs/hopper-mla.md)
   }
   others.wait();
-  auto advance = [&] {  // entry n is used up, and P
-    refill.used(n);
+  auto walk_on = [&] {
     if (!T::kProducers && warp == 1) {
       if (lane == 0) {
         ptx::cp_async_wait();  // the last step's page number
         walk_step<T>(sm.walk[half], sm.entries[half][(n + kAhead) % kEntries], seg);
       }
       __syncwarp();
+    }
+  };
+  auto advance = [&](const Place& next) {  // entry n is used up, and P
+    if constexpr (T::kNamedFree) {
+      refill.used(n, next);
+    } else {
+      refill.used(n);
+      walk_on();
     }
     ++n;
   };
@@ -343,6 +363,15 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
             ptx::wgmma_ss<typename T::Wide, 1>(out.piece(c), pd + k * 2, vd + k * 128 + c * (T::kHalfBoxes / T::kOutPieces * T::kBoxBytes >> 4),
                                                k > 0 || i > 0);
         ptx::wgmma_commit();
+        if constexpr (!T::kNamedFree) {
+          ptx::wgmma_wait<0>();
+          ptx::pin(out.o);
+        }
+      }
+      Place next{};
+      if constexpr (T::kNamedFree) {  // while products run: what else would stand between them and the next ones
+        next = refill.prepare(n);
+        walk_on();
         ptx::wgmma_wait<0>();
         ptx::pin(out.o);
       }
@@ -356,7 +385,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         else
           store_part<T>(seg, r, slot, half, out, inv, lse);
       }
-      advance();
+      advance(next);
     }
     if constexpr (T::kKeeps) {
       float inv[2], lse[2];

@@ -90,6 +90,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
   const int t = threadIdx.x & 127, lane = t & 31, warp = t >> 5;
   const int row0 = warp * 16 + lane / 4;  // and row0 + 8
   const int r0 = seg.m_block * T::kM + row0, r1 = r0 + 8;
+  constexpr bool kLate = T::kPublishAt >= 0;  // P is published
   uint32_t n = 0;  // ring entries so far; slots and phases follow from it, for registers are short here
   Query<T> q;
 #pragma unroll 1
@@ -100,17 +101,20 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
     float max0 = -INFINITY, max1 = -INFINITY, sum0 = 0.f, sum1 = 0.f;
     const int masked = seg.masked(r);  // blocks that need a mask are this part's last ones: left <= masked
     bool owing = false;                // P(n - 1) is not published yet
+    bool ready = false;                // block n's first half is known to be there, where P is published late
+    uint32_t place = n % T::kLatentStages;  // block n's, likewise: a division would stand in S's way
 
 #pragma unroll 1
     for (; left > 0; --left, ++n) {
       // ---- S = Q K^T
       const int rope_slot = sm.pipe.rope_slot(n);
-      if (owing && !sm.pipe.latent_ready(n)) {
+      if (owing && !ready && !sm.pipe.latent_ready(n)) {
         sm.pipe.publish(n - 1);
         owing = false;
       }
       float s[T::kAccS];
-      const uint64_t left_keys = keys_descriptor(ptx::shared_address(sm.half_of(n, 0)));
+      const uint64_t left_keys = kLate ? keys_descriptor(ptx::shared_address(sm.latent)) + place * (T::kLatentBytes >> 4)
+                                       : keys_descriptor(ptx::shared_address(sm.half_of(n, 0)));
       const uint64_t right_keys =
           sm.pipe.kEven ? left_keys + T::kHalfBoxes * (T::kBoxBytes >> 4) : keys_descriptor(ptx::shared_address(sm.half_of(n, 1)));
       const uint64_t rd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot]));
@@ -121,7 +125,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
       };
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        sm.pipe.wait_latent(n, half);
+        if (half == 1 || !ready) sm.pipe.wait_latent(n, half);
         __syncwarp();
         ptx::wgmma_fence();
 #pragma unroll
@@ -225,6 +229,10 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
           sum0 *= scale0, sum1 *= scale1;
         }
       }
+      if constexpr (kLate) {  // asked here, under S's tail, not when the next S is to begin
+        ready = sm.pipe.latent_ready(n + 1);
+        place = place == T::kLatentStages - 1 ? 0 : place + 1;
+      }
       const float sub0 = max0 == -INFINITY ? 0.f : max0, sub1 = max1 == -INFINITY ? 0.f : max1;
       uint32_t pk[T::kN / 8][2];
 #pragma unroll
@@ -248,7 +256,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
           ptx::stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
       }
       if ((lane & 3) == 0) sm.scale[rope_slot][row0] = scale0, sm.scale[rope_slot][row0 + 8] = scale1;
-      owing = T::kPublishAt >= 0 && left > 1;
+      owing = kLate && left > 1;
       if (left == 1) {
         sum0 += __shfl_xor_sync(~0u, sum0, 1), sum1 += __shfl_xor_sync(~0u, sum1, 1);
         sum0 += __shfl_xor_sync(~0u, sum0, 2), sum1 += __shfl_xor_sync(~0u, sum1, 2);
