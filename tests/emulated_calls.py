@@ -243,6 +243,11 @@ def hopper_mla(pattern):
             "one": {"batch": 1, "kv_lens": (1500,)},
             "equal": {"batch": 6, "kv_lens": (300, 290, 257, 320, 300, 300)},  # as many blocks each
             "equal-heads": {"batch": 1, "kv_lens": (700,), "latent": 512, "rope": 16, "head_rope": True},
+            "pairs-256_32": {"batch": 2, "kv_lens": (300, 290), "latent": 256, "rope": 32, "heads": 24, "joined": True},
+            "pairs-sinks": {"batch": 2, "kv_lens": (515, 513), "latent": 200, "seqlen_q": 3, "sinks": (16, 2)},
+            "pairs-128": {"batch": 2, "kv_lens": (700, 700), "latent": 104, "heads": 40, "dtype": "float16"},
+            "pairs-heads": {"batch": 2, "kv_lens": (520, 513), "latent": 512, "rope": 16, "head_rope": True, "heads": 32},
+            "pairs-rows80": {"batch": 1, "kv_lens": (700,), "latent": 256, "heads": 80, "joined": True},
             "many": {"batch": 450, "kv_lens": tuple(i * 37 % 90 for i in range(450)), "heads": 3},
         },
     )

@@ -13,8 +13,8 @@ def slow(*arguments):
     return pytest.param(*arguments, marks=pytest.mark.slow)
 
 
-def call(package, function):
-    return run(package, f"import emulated_calls\nemulated_calls.{function}", timeout=1200)
+def call(package, function, **more):
+    return run(package, f"import emulated_calls\nemulated_calls.{function}", timeout=1200, **more)
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +82,10 @@ def test_mla_decode(package, pattern, more):
 @pytest.mark.parametrize("pattern", ["hopper", "(bfloat|float)16", "(?!hopper|bfloat|float|long)", slow("long")])
 def test_hopper_mla_decode(package, pattern):
     call(package, f"hopper_mla({pattern!r})")
+
+
+def test_hopper_mla_decode_of_two_parts_in_a_cluster(package):
+    call(package, "hopper_mla('.*pairs')", ATTILE_EMULATED_MULTIPROCESSORS="4")  # two for each request, or for each row tile
 
 
 def test_mla_decode_of_a_float8_cache(package):

@@ -180,6 +180,9 @@ OTHERS = [
     Problem(heads=128, seqlen_q=2, lens=lens(12, 900, 10), causal=False),
     Problem(heads=64, lens=(40000,), staircase=True),
     Problem(heads=128, lens=(1024,) * 128),
+    Problem(heads=24, lens=(999,) * 64, latent=256, rope=32, staircase=True),  # two parts each, in clusters
+    Problem(heads=40, seqlen_q=2, lens=(999,) * 32, latent=200, rope=8, sinks=(40, 2)),
+    Problem(heads=64, lens=(300,) * 50, latent=128, rope=64, dtype="float16"),
     Problem(heads=128, lens=lens(140, 5000, 2)),
     Problem(heads=3, seqlen_q=90, lens=(100, 700, 33)),
     Problem(heads=16, lens=lens(1200, 300, 3), latent=64, rope=8),
@@ -269,6 +272,8 @@ def test_against_the_generic_kernel(problem):
         *(Problem(heads=h, lens=lens(24, 3000, h), latent=latent, rope=rope) for h in (1, 8, 128) for latent, rope in ((64, 8), (64, 16), (72, 24), (128, 64))),
         Problem(heads=16, lens=lens(1200, 300, 3), latent=64, rope=8),
         Problem(heads=128, seqlen_q=2, lens=(1024,) * 20),
+        Problem(heads=24, lens=(999,) * 64, latent=256, rope=32),
+        Problem(heads=8, lens=(300,) * 64, latent=64, rope=8),
         Problem(heads=64, lens=(40000,)),
         Problem(heads=8, lens=lens(24, 3000, 4), latent=64, rope=8, page_size=1),
         Problem(heads=16, lens=lens(24, 3000, 4), page_size=3),

@@ -40,11 +40,14 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** found, u
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 const char* cudaGetErrorName(cudaError_t error);
-enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative, cudaLaunchAttributeClusterDimension };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     int cooperative;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -54,12 +57,19 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs;
   unsigned numAttrs;
 };
-// Of cooperative kernels alone.
+// Of cooperative kernels alone, whose clusters are blocks of one x.
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  emulation::launch_together(config->gridDim.x, config->gridDim.y, static_cast<int>(config->blockDim.x), static_cast<int64_t>(config->dynamicSmemBytes),
-                             [&] { kernel(arguments...); });
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = config->attrs[i].val.clusterDim.y;
+  emulation::launch_together(config->gridDim.x, config->gridDim.y, cluster, static_cast<int>(config->blockDim.x),
+                             static_cast<int64_t>(config->dynamicSmemBytes), [&] { kernel(arguments...); });
   return cudaSuccess;
+}
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*)(Parameters...), const cudaLaunchConfig_t* config) {
+  return *count = static_cast<int>(config->gridDim.y), cudaSuccess;
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {

@@ -248,6 +248,10 @@ struct Resting {
   }
 };
 
+std::vector<std::unique_ptr<Resting>> blocks;  // of the cooperative launch; empty is what the one that runs has here
+unsigned cluster_blocks;
+constexpr int kRankShift = 24;
+
 }  // namespace
 
 void launch(int64_t blocks, int block_threads, int64_t dynamic_bytes, void*, const std::function<void()>& thread) {
@@ -262,15 +266,16 @@ void launch(int64_t blocks, int block_threads, int64_t dynamic_bytes, void*, con
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();
 }
 
-void launch_together(unsigned x, unsigned y, int block_threads, int64_t dynamic_bytes, const std::function<void()>& thread) {
-  if (x * y < 1 || block_threads % kWarp || block_threads > kMostThreads || dynamic_bytes > shared_limit) fail("a launch that does not fit");
+void launch_together(unsigned x, unsigned y, unsigned cluster, int block_threads, int64_t dynamic_bytes, const std::function<void()>& thread) {
+  if (x * y < 1 || y % cluster || block_threads % kWarp || block_threads > kMostThreads || dynamic_bytes > shared_limit) fail("a launch that does not fit");
   const std::lock_guard lock(one_at_a_time);
   body = &thread;
   threads = block_threads;
   shared_bytes = static_cast<unsigned>(dynamic_bytes);
   gridDim = {x, y};
   grid_arrivals = 0;
-  std::vector<std::unique_ptr<Resting>> blocks;
+  cluster_blocks = cluster;
+  blocks.clear();
   const auto run = [&](size_t i, auto&& what) {
     blockIdx = {static_cast<unsigned>(i) % x, static_cast<unsigned>(i) / x};
     blocks[i]->change_places();
@@ -294,6 +299,7 @@ void launch_together(unsigned x, unsigned y, int block_threads, int64_t dynamic_
         });
     if (left && progress == before) fail("the blocks wait for each other");
   } while (left);
+  blocks.clear();
   blockIdx = {0, 0};
 }
 
@@ -319,6 +325,11 @@ Lane together(const Lane& mine, void (*operation)(Lanes&)) {
 }
 
 uint32_t shared_address(const void* p) { return static_cast<uint32_t>(static_cast<const char*>(p) - attile::cuda::generic::shared); }
+
+uint32_t cluster_address(uint32_t address, uint32_t rank) {
+  if (rank >= cluster_blocks) fail("a block that the cluster does not have");
+  return address | (rank + 1) << kRankShift;
+}
 
 char* shared_at(uint32_t address, uint32_t bytes) {
   if (address % bytes) fail("an access to shared memory that is not aligned");
@@ -386,6 +397,26 @@ void complete(Barrier& b) {
   b.pending = b.count;
   ++progress;
 }
+
+}  // namespace
+
+void store_to_cluster(uint32_t to, uint32_t bar, const void* from, uint32_t bytes) {
+  constexpr uint32_t kAddress = (1u << kRankShift) - 1;
+  const uint32_t rank = (to >> kRankShift) - 1;
+  if (rank >= cluster_blocks || bar >> kRankShift != to >> kRankShift) fail("a store to another block whose barrier is elsewhere");
+  const unsigned y = blockIdx.y / cluster_blocks * cluster_blocks + rank;
+  Resting& there = *blocks[size_t{y} * gridDim.x + blockIdx.x];
+  if (y == blockIdx.y || there.done) fail("a store to a block of the cluster that is not there");
+  (void)shared_at(to & kAddress, bytes);
+  memcpy(there.shared.data() + (to & kAddress), from, bytes);
+  const auto found = there.barriers.find(bar & kAddress);
+  if (found == there.barriers.end()) fail("a barrier of another block that was not initialised");
+  found->second.bytes -= static_cast<int>(bytes);
+  ++progress;
+  complete(found->second);
+}
+
+namespace {
 
 // The row and column of a box's elements, their place in shared memory, and in the tensor (null: outside).
 template <class Function>

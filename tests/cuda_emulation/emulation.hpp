@@ -107,8 +107,8 @@ T shuffle(T x, int from) {
 // Runs the blocks one after another. kernel<<<blocks, threads, shared_bytes, stream>>>(arguments) is rewritten to this.
 void launch(int64_t blocks, int threads, int64_t shared_bytes, void* stream, const std::function<void()>& thread);
 
-// Runs the blocks side by side: they may wait for each other.
-void launch_together(unsigned x, unsigned y, int threads, int64_t shared_bytes, const std::function<void()>& thread);
+// Runs the blocks side by side: they may wait for each other. `cluster` blocks of one x are a cluster.
+void launch_together(unsigned x, unsigned y, unsigned cluster, int threads, int64_t shared_bytes, const std::function<void()>& thread);
 void wait_for_others();
 void made_progress();
 extern unsigned grid_arrivals;  // of the launch
@@ -118,6 +118,10 @@ extern unsigned grid_arrivals;  // of the launch
 // The launch's dynamic shared memory. An access that is misaligned or leaves it is an error.
 char* shared_at(uint32_t address, uint32_t bytes);
 uint32_t shared_address(const void* p);
+
+// The shared memory of block `rank` of the cluster: an address that is only for store_to_cluster, which the barrier there counts.
+uint32_t cluster_address(uint32_t address, uint32_t rank);
+void store_to_cluster(uint32_t to, uint32_t bar, const void* from, uint32_t bytes);
 
 // A copy that arrives when its thread waits for its copies. Zeros follow after `bytes`.
 void copy_later(uint32_t to, const void* from, int size, int bytes);

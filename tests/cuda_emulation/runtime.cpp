@@ -1,6 +1,8 @@
 // The functions of the CUDA runtime and driver that src/cuda calls: one GPU, whose memory is the host's.
 #include "cuda_runtime_api.h"
 
+#include <cstdlib>
+
 cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
@@ -27,9 +29,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  constexpr int kMajor = 9, kMinor = 0, kMultiprocessors = 3, kL2Bytes = 50 << 20;  // few: persistent blocks have several tiles
-  constexpr int kValues[] = {kMajor, kMinor, kMultiprocessors, emulation::kSharedBytes, kL2Bytes};
-  *value = kValues[which];
+  const char* multiprocessors = getenv("ATTILE_EMULATED_MULTIPROCESSORS");  // few: persistent blocks have several tiles
+  constexpr int kMajor = 9, kMinor = 0, kL2Bytes = 50 << 20;
+  const int values[] = {kMajor, kMinor, multiprocessors ? atoi(multiprocessors) : 3, emulation::kSharedBytes, kL2Bytes};
+  *value = values[which];
   return cudaSuccess;
 }
 

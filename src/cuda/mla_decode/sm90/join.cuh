@@ -1,6 +1,7 @@
 // Joins the partial results of a split request, in the kernel: whoever computed one of its n parts waits for the others and joins every
 // n-th row, for its half of the columns. o = sum_i w_i o_i, w_i = 2^(lse_i - lse), in the order of the parts: the bits do not depend on
-// who came last. The blocks of the grid are resident together: one a multiprocessor, at most as many, by a cooperative launch.
+// who came last. The blocks of the grid are resident together: one a multiprocessor, at most as many, by a cooperative launch. Two parts
+// that are a cluster have a shorter way: pairs.cuh.
 #pragma once
 
 #include "cuda/mla_decode/sm90/traits.cuh"

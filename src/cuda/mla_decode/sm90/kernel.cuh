@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
   if (threadIdx.x == 128)
     ptx::tma_prefetch_descriptor(&maps.ckv), ptx::tma_prefetch_descriptor(&maps.kpe), ptx::tma_prefetch_descriptor(&maps.q_nope),
         ptx::tma_prefetch_descriptor(&maps.q_pe);
-  if (threadIdx.x == 0) sm.raw.init(), sm.pipe.init();
+  if (threadIdx.x == 0) sm.raw.init(), sm.landing.init(), sm.pipe.init();
   static_assert(sizeof(PlanStorage) <= sizeof(sm.latent) + sizeof(sm.rope));  // the ring is free yet
   prefetch_table<T::kThreads>(p);
-  make_plan<T::kThreads>(p, *reinterpret_cast<PlanStorage*>(shared), sm.part, own_len, first_len);
+  make_plan<T::kThreads, T::kPairs>(p, *reinterpret_cast<PlanStorage*>(shared), sm.part, own_len, first_len);
   write_shared_records<T::kThreads>(p);
   ptx::fence_async_proxy();  // TMA writes next where the plan was made
   Others others;             // all threads meet
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
     else
       ptx::registers_lower<T::kOutRegisters>();
     output<T>(sm, seg, role - 1, maps, others);
-    join<T>(reinterpret_cast<float*>(sm.latent[role - 1]), seg, role - 1);  // the ring is free now
+    if (!(T::kPairs && sm.part.pair)) join<T>(reinterpret_cast<float*>(sm.latent[role - 1]), seg, role - 1);  // the ring is free now
     if (p.packed) clear_rows_behind(p, threadIdx.x - 128);
   }
 }

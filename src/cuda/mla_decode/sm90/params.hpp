@@ -17,6 +17,7 @@ struct Part {
   int32_t before0;         // parts that have blocks of r0 before this one
   int32_t count0, count1;  // parts of request r0, of request r1
   int32_t first_slot0;     // the slot of r0's first part
+  bool pair;               // this part and the cluster's other one are the two halves of one request, and nothing else
 };
 
 struct Indices {     // int32 or int64, of which the lower half is read; the stride in bytes
@@ -65,6 +66,7 @@ struct Params {
   int32_t* arrived;               // [batch][tiles][half]: how many parts have left their partial result
   float* out_parts;               // [2 * parts][seqlen_q * heads][latent]
   float* lse_parts;               // [half][2 * parts][seqlen_q * heads], base 2
+  bool clusters;                  // parts 2 i and 2 i + 1 are a cluster
 };
 
 }  // namespace attile::cuda::mla_sm90

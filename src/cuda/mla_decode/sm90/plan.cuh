@@ -113,6 +113,7 @@ __device__ __forceinline__ int block_prefix(int x, int* sums) {
 }
 
 // All requests have `each` blocks: whole ones, as many a part, or as many parts a request. False where cuts across requests are better.
+template <bool kPairs>
 __device__ __forceinline__ bool plan_equal(const Params& p, Part& part, int each) {
   const int y = blockIdx.y, budget = each * p.batch / p.parts, split_cost = Axis::cost_of_split(budget);
   const int pieces = min(p.parts_a_request, each), cost = pieces > 1 ? (each + pieces - 1) / pieces + split_cost : p.requests_a_part * each;
@@ -123,6 +124,7 @@ __device__ __forceinline__ bool plan_equal(const Params& p, Part& part, int each
     const int begin = i * length + i * rest / pieces, end = (i + 1) * length + (i + 1) * rest / pieces;
     part.r0 = r, part.b0 = begin, part.r1 = r < p.batch ? r : -1, part.b1 = end, part.left0 = end - begin;
     part.before0 = i, part.count0 = pieces, part.count1 = pieces, part.first_slot0 = 2 * (y - i);
+    if (kPairs && p.clusters && pieces == 2) part.pair = true, part.count0 = part.count1 = 1;  // as if it were whole: it has no slot
   } else {
     const int r = y * p.requests_a_part;
     part.r0 = r, part.b0 = 0, part.r1 = min(r + p.requests_a_part, p.batch) - 1, part.b1 = each, part.left0 = each;
@@ -132,16 +134,17 @@ __device__ __forceinline__ bool plan_equal(const Params& p, Part& part, int each
 }
 
 // own_len, first_len: of request threadIdx.x, of request 0. part: this block's, in shared memory; written when the threads meet next.
-template <int kThreads>
+template <int kThreads, bool kPairs = false>
 __device__ __forceinline__ void make_plan(const Params& p, PlanStorage& sm, Part& part, int own_len, int first_len) {
   const int t = threadIdx.x, lane = t & 31, warp = t / 32;
   const auto blocks_in = [&](int len) { return (len + p.block_n - 1) / p.block_n; };
   const auto blocks_of = [&](int b) { return b < p.batch ? blocks_in(kv_len_of(p, b)) : 0; };
   const int own = blocks_in(own_len), first = blocks_in(first_len);
+  if (kPairs && t == 0) part.pair = false;
   bool differs = t < p.batch && own != first;
 #pragma unroll 1
   for (int b = t + kThreads; b < p.batch; b += kThreads) differs |= blocks_of(b) != first;
-  if (!__syncthreads_or(differs) && plan_equal(p, part, first)) return;
+  if (!__syncthreads_or(differs) && plan_equal<kPairs>(p, part, first)) return;
 
   // How many blocks there are, and requests that have any.
   int total = own, requests = own > 0;

@@ -90,6 +90,29 @@ __device__ __forceinline__ void add_release(int* p, int n) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(n) : "memory");
 }
 
+// ---- a cluster of two blocks
+// Where block `rank` of the cluster has what this one has at `address`.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+  uint32_t a;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(address), "r"(rank));
+  return a;
+}
+// The barrier there counts the 16 bytes when they have come.
+__device__ __forceinline__ void store_cluster(uint32_t to, uint32_t bar, float a, float b, float c, float d) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];" ::"r"(to), "r"(bar), "f"(a),
+               "f"(b), "f"(c), "f"(d)
+               : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p;}"
+                 : "=r"(done)
+                 : "r"(bar), "r"(parity)
+                 : "memory");
+  } while (!done);
+}
+
 // Tiles in shared memory for wgmma, 128-byte swizzle; of plain arithmetic, which the compiler steps in uniform registers.
 // Rows of 128 bytes, groups of 8 rows 1024 bytes apart. The next 16 columns: + 2.
 __device__ __forceinline__ uint64_t keys_descriptor(uint32_t address) {

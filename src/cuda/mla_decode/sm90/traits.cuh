@@ -72,6 +72,10 @@ struct Traits {
   static constexpr int kLongPart = kHeadRope ? 48 : 0;
   // What L2 fetches at a time; lines of two boxes where no other row tile reads them, too.
   static constexpr int kPromotion = kHeadRope ? 256 : 128;
+  // A request of two parts is joined within a cluster of two blocks, where shared memory has room for half of a partial result.
+  static constexpr int kLandingBytes = 4 * 32 * (kHalfBoxes * 8 + 1) * 16;
+  static constexpr bool kPairs =
+      kKeys == Keys::boxes && !kHeadRope && kStaged && kStages * kLatentBytes + kRopeStages * kRopeBytes + kLandingBytes <= kRing;
 };
 
 // The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
@@ -121,6 +125,17 @@ struct Kept {
     for (int e = 0; e < 2; ++e) inv[e] = inv_sum[half][row + e * 8], log2[e] = lse[half][row + e * 8];
   }
 };
+// What the cluster's other block has of the columns that this one joins, in the order of registers: a lane's accumulators, then its rows' lse
+// and 1 / sum.
+template <class T>
+struct Landing {
+  static constexpr int kPieces = T::kHalfBoxes * 8 + 1;
+  float4 rows[4][kPieces][32];  // of each warp
+  uint64_t full[4];
+  __device__ __forceinline__ void init() {
+    for (uint64_t& bar : full) ptx::mbarrier_init(ptx::shared_address(&bar), 1);
+  }
+};
 struct NoRaw {
   __device__ __forceinline__ void init() {}
 };
@@ -137,6 +152,7 @@ struct alignas(1024) SharedStorage {
   float lse[T::kRopeStages][T::kM];  // likewise, base 2
   [[no_unique_address]] std::conditional_t<T::kKeeps, Kept<T>, NoRaw> kept;
   [[no_unique_address]] std::conditional_t<T::kNarrow, QueryScale<T>, NoRaw> q_scale;
+  [[no_unique_address]] std::conditional_t<T::kPairs, Landing<T>, NoRaw> landing;
   Pipeline<T::kHalfPlaces, T::kRopeStages, T::kGathered || T::kNarrow ? 128 : 1, T::kGathered ? 128 : 1> pipe;
   Walk walk[2];                // left's and right's
   Entry entries[2][kEntries];  // block m at m % kEntries, written kAhead blocks ahead

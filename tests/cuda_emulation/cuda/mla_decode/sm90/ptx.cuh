@@ -53,6 +53,13 @@ inline void add_release(int* p, int n) {
   emulation::made_progress();
 }
 
+inline uint32_t cluster_address(uint32_t address, uint32_t rank) { return emulation::cluster_address(address, rank); }
+inline void store_cluster(uint32_t to, uint32_t bar, float a, float b, float c, float d) {
+  const float four[] = {a, b, c, d};
+  emulation::store_to_cluster(to, bar, four, sizeof four);
+}
+inline void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) { emulation::barrier_wait(bar, parity); }
+
 inline uint64_t keys_descriptor(uint32_t address) { return ptx::descriptor(ptx::descriptor_k_major(address)); }
 inline uint64_t values_descriptor(uint32_t address, uint32_t box_bytes) { return ptx::descriptor(ptx::descriptor_mn_major(address, box_bytes)); }
 
