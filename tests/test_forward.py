@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from attile import FlashAttentionConfig, flash_attention
 from machine import own_words, takes
+from small import problem
 from tolerance import Judge
 
 CASES = cases.SMALL + cases.EDGE + cases.REAL
@@ -37,6 +38,38 @@ def test_every_kernel_on_every_case(case, kernel):
     result, lse = run(kernel, case, out)
     assert result is out
     judge.check(out, lse)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_a_single_score_of_minus_infinity_is_unseen(dtype, runnable_kernel):
+    query, key, value = problem(17, 1, heads_q=1, heads_k=1, head_dim=1, dtype=cases.numpy_dtype(dtype))
+    call = {"query": query, "key": np.abs(key), "value": value}
+    query[0, 0] = -np.inf
+    if not takes(runnable_kernel, **call):
+        pytest.skip(f"{runnable_kernel} does not take this")
+    out, lse = flash_attention(**call, return_lse=True, cfg=FlashAttentionConfig(kernel=runnable_kernel))
+    Judge(call).check(out)
+    assert (out[0, 0] == 0).all()
+    np.testing.assert_array_equal(np.isneginf(lse[0, 0]), np.arange(17) == 0)
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+@pytest.mark.parametrize("sizes", [(2, 70, 8), (40, 70, 8), (70, 600, 64)], ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_infinities(dtype, sizes, where, number, runnable_kernel):
+    """One among finite numbers. A kernel that takes numbers apart meets products of it that are not there."""
+    seqlen_q, seqlen_k, head_dim = sizes
+    arrays = problem(seqlen_q, seqlen_k, heads_q=2, heads_k=1, head_dim=head_dim, dtype=cases.numpy_dtype(dtype))
+    call = dict(zip(("query", "key", "value"), arrays, strict=True))
+    call["key"][..., 0] = np.abs(call["key"][..., 0])  # a query's infinity makes all of its scores the same one
+    call[where][:, seqlen_q % len(call[where][0]), 0, 0] = number
+    if not takes(runnable_kernel, **call):
+        pytest.skip(f"{runnable_kernel} does not take this")
+    judge, config = Judge(call), FlashAttentionConfig(kernel=runnable_kernel)
+    judge.check(*flash_attention(**call, return_lse=True, cfg=config))
+    judge.check(flash_attention(**call, cfg=config))
+    judge.check(*flash_attention(**call, return_lse=True, cfg=FlashAttentionConfig(kernel=runnable_kernel, block_k=64, num_splits=2)))
 
 
 def test_every_kernel_takes_a_case(runnable_kernel):

@@ -10,12 +10,19 @@
 // stands beside each other overlaps. Products of values have no softmax beside them: that would take a second P. A panel meets a tile in
 // one visit, with P of all its keys: a visit costs as much as ten steps of four dots, more than P gains by staying in L1.
 //
-// Limits: elements of v times p reach infinity a factor 2^kSlack earlier; with two or three parts an infinity in q, k or v becomes a
-// NaN in the rows that see it, for another operand's lower part may be zero or negative; parts below 2^-126 are lost.
+// With two or three parts an infinity in q, k or v becomes a NaN in the rows that see it, for another operand's lower part may be zero or
+// negative. A unit with a sum or an O that is no finite number is computed again, by the vectors: 256 instructions a panel at head_dim_v
+// 128 find out, and a unit whose numbers are finite pays nothing more.
+//
+// Limits: with one part, elements of v times p reach infinity a factor 2^kSlack earlier; parts below 2^-126 are lost.
 #pragma once
 
 #include "cpu/amx/bias.hpp"
 #include "cpu/amx/chores.hpp"
+
+namespace attile::avx512 {
+extern const ForwardIsa kForward;
+}
 
 namespace attile::ATTILE_ISA {
 
@@ -79,7 +86,10 @@ class TileAttention {
         turn = 1 - turn;
       }
       values_beside(now, visit(i + 1), visit(i + 2));
-      if (now.ends) chores_.leave(now.panel);
+      if (now.ends) {
+        if constexpr (kParts > 1) doubt_ += state_.doubt(now.panel);
+        chores_.leave(now.panel);
+      }
     }
     chores_.complete_left();
   }
@@ -92,6 +102,8 @@ class TileAttention {
       chores_.complete(panel);
     }
   }
+
+  bool is_finite() const { return lanes_of(doubt_ == doubt_) == 0xFFFF; }
 
  private:
   // Code for one part alone is small enough to stand between all dots.
@@ -108,6 +120,7 @@ class TileAttention {
   bool begun_[kMostPanels] = {};
   Visit visits_[kMostPanels];
   RowsAhead mask_ahead_, bias_ahead_;
+  Vec<float> doubt_{};  // NaN where a panel's was
 
   float* scores(int turn) const { return static_cast<float*>(u.scratch.scores) + turn * kGroup * kTileLanes; }
   char* probabilities() const { return static_cast<char*>(u.scratch.probabilities); }
@@ -226,6 +239,17 @@ class TileAttention {
   }
 };
 
+// Within scratch for tiles of at least two parts: a tile of half the keys leaves room for what pads its rows. Of scores there are 128 rows.
+inline __attribute__((noinline)) void attend_by_vectors(const Unit& u, bool finish) {
+  constexpr int64_t kMostKeys = 96;
+  static_assert(kMostKeys <= 2 * kTileGroup);
+  const ForwardIsa& vectors = avx512::kForward;
+  Unit again = u;
+  again.block_k = u.block_k / 2 < kMostKeys ? u.block_k / 2 : kMostKeys;
+  again.k_rows = again.block_k + vectors.block_step;
+  vectors.attend[0](again, finish);
+}
+
 template <int kParts>
 void attend_tiles(const Unit& u, bool finish) {
   constexpr int kQuick = kParts == 1 ? 3 : kParts == 2 ? 4 : kAccurate;
@@ -243,6 +267,7 @@ void attend_tiles(const Unit& u, bool finish) {
   }
   attention.complete_unseen();
   if (u.out_is_large) _mm_sfence();
+  if (kParts > 1 && !attention.is_finite()) attend_by_vectors(u, finish);  // the tiles are still held: u.maker may want them
 }
 
 // bfloat16, float16, float32.

@@ -40,6 +40,17 @@ class TileState {
     for (int64_t i = 0; i < columns * kTileLanes; i += kLanes<float>) store(o + i, Vec<float>{});
   }
 
+  // 0 a lane, or NaN where a sum or an element of O is infinite or NaN.
+  __attribute__((noinline)) Vec<float> doubt(int64_t panel) const {
+    const float *sum = sum_of(panel), *o = out(panel);
+    Vec<float> product[4] = {load<Vec<float>>(sum) * 0.f, load<Vec<float>>(sum + 16) * 0.f};
+    for (int64_t i = 0; i < columns * kTileLanes; i += 4 * 16) {
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) product[n] = fma(load<Vec<float>>(o + i + n * 16), Vec<float>{}, product[n]);
+    }
+    return (product[0] + product[1]) + (product[2] + product[3]);
+  }
+
   // Without normalisation out is relative to the exact maximum.
   void settle(int64_t panel) const {
     Vec<float> alpha[2];
