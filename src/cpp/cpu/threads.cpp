@@ -29,8 +29,9 @@ namespace attile {
 namespace {
 
 constexpr size_t kCacheLine = 64;
-// Longer than a Python program needs from one call to the next where the caches have forgotten the interpreter, some 30 us.
-constexpr auto kSpin = std::chrono::microseconds(100);
+// Longer than a Python program needs from one call to the next where the caches have forgotten the interpreter, some 30 us; no longer, for
+// until then helpers stand in the way of the threads of other libraries (docs/cpu-mla.md).
+constexpr auto kSpin = std::chrono::microseconds(50);
 
 thread_local bool inside_job = false;
 
