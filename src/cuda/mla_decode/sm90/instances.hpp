@@ -36,7 +36,7 @@ std::span<const Instance> f16_small();
 std::span<const Instance> f16_512();
 
 // Boxes of box_rows x 64 columns, swizzled over 128 bytes; what lies past an edge reads as zero. promotion: bytes that L2 fetches at
-// least where rows begin at their multiples, 128 or 256.
+// least, 128, or 256 where rows begin at their multiples.
 CUtensorMap box_map(const Matrix& m, int box_rows, bool half, int promotion);
 // Boxes of box_rows x `columns` bytes of a matrix of bytes: 128 are swizzled, others as they are.
 CUtensorMap byte_map(const Matrix& m, int box_rows, int columns);

@@ -37,14 +37,12 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
   Others others;             // all threads meet
   const Segments seg{p, sm.part, T::kN, static_cast<int>(blockIdx.x)};
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);  // so the compiler knows that a warp has one role
-  if (role == 0) {
+  const auto scores = [&] {
     ptx::registers_raise<T::kScoreRegisters>();
     others.wait();
     score<T>(sm, seg);
-  } else if (T::kProducers && role == 3) {
-    ptx::registers_lower<T::kProducerRegisters>();
-    if constexpr (T::kProducers) gather_keys<T>(sm, seg, maps, others);
-  } else {
+  };
+  const auto outputs = [&] {
     if constexpr (T::kProducers)
       ptx::registers_raise<T::kOutRegisters>();
     else
@@ -52,6 +50,21 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
     output<T>(sm, seg, role - 1, maps, others);
     if (!(T::kPairs && sm.part.pair)) join<T>(reinterpret_cast<float*>(sm.latent[role - 1]), seg, role - 1);  // the ring is free now
     if (p.packed) clear_rows_behind(p, threadIdx.x - 128);
+  };
+  if constexpr (T::kBytesLimit) {
+    // Score's instructions are to follow the plan's, as they do from here: it takes the queries when the first keys have just been asked for,
+    // and an instruction that is fetched from then on waits behind them for 3 us.
+    if (role > 0)
+      outputs();
+    else
+      scores();
+  } else if (role == 0) {
+    scores();
+  } else if (T::kProducers && role == 3) {
+    ptx::registers_lower<T::kProducerRegisters>();
+    if constexpr (T::kProducers) gather_keys<T>(sm, seg, maps, others);
+  } else {
+    outputs();
   }
 }
 

@@ -316,16 +316,12 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       if (i == left - 1) {  // 1 / sum and lse are there until entry n is used up
         const int at = sm.pipe.rope_slot(n) * T::kM + row0, slot = seg.slot(r);
         float inv[2] = {sm.inv_sum[0][at], sm.inv_sum[0][at + 8]}, lse[2] = {sm.lse[0][at], sm.lse[0][at + 8]};
-        bool whole = slot < 0;
-        if constexpr (T::kPairs)
-          if (seg.part.pair) whole = join_pair<T>(sm.landing, half, seg.rows(r) > seg.m_block * T::kM + warp * 16, out, inv, lse);
-        if (T::kStaged && whole)
+        if (T::kStaged && slot < 0 && !(T::kPairs && seg.part.pair))
           store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n, half)[0]);
         else if constexpr (T::kKeeps)
           sm.kept.put(half, row0, inv, lse);
         else
           store_part<T>(seg, r, slot, half, out, inv, lse);
-        if (T::kPairs && seg.part.pair) return;  // there is nothing else in such a part
       }
       advance(next);
     }
@@ -334,7 +330,13 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       sm.kept.get(half, row0, inv, lse);
       if (const int slot = seg.slot(r); slot >= 0)
         store_part<T>(seg, r, slot, half, out, inv, lse);
-      else if constexpr (!T::kStaged)
+      else if constexpr (T::kPairs) {
+        if (seg.part.pair) {
+          if (join_pair<T>(sm.landing, half, seg.rows(r) > seg.m_block * T::kM + warp * 16, out, inv, lse))
+            store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n - 1, half)[0]);
+          return;  // there is nothing else in such a part
+        }
+      } else if constexpr (!T::kStaged)
         store_direct<T>(seg, r, half, out, inv, lse);
     }
   }

@@ -67,6 +67,8 @@ struct Traits {
   // Other rows are stored when their last block's place has been given back; float8 leaves no room for what is kept till then.
   static constexpr bool kKeeps = !kNarrow;
   static_assert(kKeeps || kStaged);
+  // Bytes are the limit, and of a short call how soon they are asked for.
+  static constexpr bool kBytesLimit = kKeys == Keys::boxes && kPublishAt < 0;
   // Loads are evict_first: what other kernels have left in L2 stays there, and need not be written back now. A part of so many blocks pushes
   // it out all the same, and is read faster without; 0: not looked at.
   static constexpr int kLongPart = kHeadRope ? 48 : 0;
@@ -75,7 +77,7 @@ struct Traits {
   // A request of two parts is joined within a cluster of two blocks, where shared memory has room for half of a partial result.
   static constexpr int kLandingBytes = 4 * 32 * (kHalfBoxes * 8 + 1) * 16;
   static constexpr bool kPairs =
-      kKeys == Keys::boxes && !kHeadRope && kStaged && kStages * kLatentBytes + kRopeStages * kRopeBytes + kLandingBytes <= kRing;
+      kKeys == Keys::boxes && kStaged && kStages * kLatentBytes + kRopeStages * kRopeBytes + kLandingBytes <= kRing;
 };
 
 // The row maximum that exponents are taken against may lag behind by 2^kLag: only then is O rescaled. P stays under 2^kLag.
