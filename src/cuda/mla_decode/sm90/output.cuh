@@ -138,7 +138,7 @@ struct Refill {
     return !T::kProducers && (T::kNarrow || (threadIdx.x % 128 < 32 && (half == 0 || !T::kOneLoader)));
   }
 
-  // The first entries. At first queries alone: they need no page number.
+  // Where bytes are not the limit: the first entries, at first queries alone, for they need no page number.
   __device__ __forceinline__ void fill(bool queries) {
     if (!loads()) return;
     if constexpr (T::kNarrow) {
@@ -155,16 +155,56 @@ struct Refill {
         if (half == 1 && i < T::kRopeStages && threadIdx.x % 128 < 32 && ptx::elect_one()) load_rope<T>(sm, i, e, maps, seg);
         widen<T>(sm, i, half, maps, seg);
       } else {
-        if (e.at != kEnd && (e.at <= kQ) == queries && ptx::elect_one()) {
-          if constexpr (T::kOneLoader) {
-            load_block<T>(sm, i, e, maps, seg);
-          } else {
-            if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, seg);
-            load_latent<T>(sm, i, half, e, maps, seg);
-          }
-        }
+        if (e.at != kEnd && (e.at <= kQ) == queries && ptx::elect_one()) ask(i, e);
       }
       __syncwarp();
+    }
+  }
+  // Where they are: the first request's queries while another warp begins the walk, by right for both or each half its own. How many entries.
+  __device__ __forceinline__ int fill_queries() {
+    if (threadIdx.x % 128 >= 32) return 0;
+    int r = seg.part.r0;
+#pragma unroll 1
+    while (r <= seg.part.r1 && seg.count(r) <= 0) ++r;
+    const int entries = r <= seg.part.r1 ? seg.q_entries(r) : 0;
+    if (entries == 0 || (T::kOneLoader && half == 0) || !ptx::elect_one()) return entries;
+    if constexpr (T::kOneLoader) {
+      const Entry queries{r, kQ};
+      load_block<T>(sm, 0, queries, maps, seg);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < entries; ++i) {
+        const Place at{query_row<T>(kQ - i, r, seg), seg.q_batch(r), false, true};
+        const uint32_t full = sm.pipe.latent_barrier(i, half), rope_full = sm.pipe.rope_barrier(i);
+        if (half == 1) {
+          constexpr int kBoxes = T::kHeadRope ? 1 : T::kRopeBoxes;  // of heads: a head's own columns
+          ptx::mbarrier_arrive_expect(rope_full, kBoxes * T::kBoxBytes);
+          load_expected<T, kBoxes>(sm.rope[sm.pipe.rope_slot(i)][0], maps.kpe, maps.q_pe, T::kHeadRope || seg.p.rope ? 0 : T::kLatentBoxes * 64,
+                                   at, rope_full, seg);
+        }
+        ptx::mbarrier_arrive_expect(full, T::kLatentBytes / 2);
+        load_expected<T, T::kHalfBoxes>(sm.half_of(i, half)[0], maps.ckv, maps.q_nope, half * T::kOutN, at, full, seg);
+      }
+    }
+    return entries;
+  }
+  // Then all entries from i on.
+  __device__ __forceinline__ void fill_from(int i) {
+    if (!loads()) return;
+#pragma unroll 1
+    for (; i < T::kLatentStages; ++i) {
+      const volatile Entry& e = sm.entry(half, i);
+      if (e.at != kEnd && ptx::elect_one()) ask(i, e);
+      __syncwarp();
+    }
+  }
+  // Entry i of the first ones, by one lane.
+  __device__ __forceinline__ void ask(int i, const volatile Entry& e) {
+    if constexpr (T::kOneLoader) {
+      load_block<T>(sm, i, e, maps, seg);
+    } else {
+      if (half == 1 && i < T::kRopeStages) load_rope<T>(sm, i, e, maps, seg);
+      load_latent<T>(sm, i, half, e, maps, seg);
     }
   }
   // Rope keys of a later block over P(n), which both warpgroups must have used.
@@ -242,7 +282,13 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
   const int row0 = warp * 16 + lane / 4;
   uint32_t n = 0;  // ring entries so far
   Refill<T> refill{sm, seg, maps, half};
-  if constexpr (!T::kProducers) {
+  if constexpr (T::kBytesLimit) {
+    const int asked = refill.fill_queries();
+    if (warp == 1) walk_begin<T>(sm, half, seg), ptx::cp_async_wait();
+    __syncwarp();
+    ptx::named_barrier_sync(2 + half, 128);
+    refill.fill_from(asked);
+  } else if constexpr (!T::kProducers) {
     if (warp == 1) walk_begin<T>(sm, half, seg);
     __syncwarp();
 #pragma unroll 1
@@ -251,11 +297,14 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       ptx::named_barrier_sync(2 + half, 128);
       refill.fill(pass == 0);
     }
+  } else {
+    ptx::named_barrier_sync(2 + half, 128);  // so that racecheck sees the order behind score, which has waited as often (docs/hopper-mla.md)
+  }
+  if constexpr (!T::kProducers) {
     if (warp == 1 && lane == 0 && !walks_at_once(seg)) walk_steps<T>(sm.walk[half], sm.entries[half], seg, T::kFirst, kAhead);
     if (warp == 1) ptx::cp_async_wait();
     __syncwarp();
-  } else {
-    ptx::named_barrier_sync(2 + half, 128);  // so that racecheck sees the order behind score, which has waited as often (docs/hopper-mla.md)
+    if constexpr (T::kBytesLimit) ptx::named_barrier_sync(2 + half, 128);  // twice, as with two passes, for racecheck
   }
   others.wait();
   auto walk_on = [&] {
