@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(T::kThreads, 1) mla_decode_kernel(const __grid
     if (p.packed) clear_rows_behind(p, threadIdx.x - 128);
   };
   if constexpr (T::kBytesLimit) {
-    // Score's instructions are to follow the plan's, as they do from here: it takes the queries when the first keys have just been asked for,
-    // and an instruction that is fetched from then on waits behind them for 3 us.
+    // So ptxas puts score's instructions behind the plan's: score takes the queries when the first keys have just been asked for, and an
+    // instruction that is fetched from then on waits behind them for 3 us.
     if (role > 0)
       outputs();
     else

@@ -70,10 +70,10 @@ __device__ __forceinline__ void store_direct(const Segments& seg, int r, int hal
 }
 
 // The same through `stage`, the half of the last block's latents, so that 128 bytes of a row are stored side by side. Each warp has its own
-// 16 rows there, once all warps' O has read the keys.
-template <class T>
+// 16 rows there, once all warps' O has read the keys. before(c): makes columns 64 c.. ready.
+template <class T, class Before>
 __device__ __forceinline__ void store_staged(const Segments& seg, int r, int half, const Output<T>& out, float (&inv)[2], float (&lse)[2],
-                                             uint8_t* stage) {
+                                             uint8_t* stage, Before&& before) {
   const Params& p = seg.p;
   const int t = threadIdx.x & 127, lane = t & 31, first = seg.m_block * T::kM + t / 32 * 16, rows = seg.rows(r) - first;
   ptx::named_barrier_sync(2 + half, 128);
@@ -85,6 +85,8 @@ __device__ __forceinline__ void store_staged(const Segments& seg, int r, int hal
   const int64_t at = seg.out_at(r, first + min(lane & 15, rows - 1));
 #pragma unroll
   for (int c0 = 0; c0 < T::kHalfBoxes; c0 += kBoxes) {
+#pragma unroll
+    for (int c = c0; c < c0 + kBoxes; ++c) before(c);
 #pragma unroll
     for (int i = 0; i < kBoxes * 8; i += 2) {  // groups of 8 columns
       const float* o = out.o + (c0 * 8 + i) * 4;
@@ -160,7 +162,8 @@ struct Refill {
       __syncwarp();
     }
   }
-  // Where they are: the first request's queries while another warp begins the walk, by right for both or each half its own. How many entries.
+  // Where they are: the first request's queries, while another warp begins the walk; by right for both, or each half its own. How many
+  // entries they are.
   __device__ __forceinline__ int fill_queries() {
     if (threadIdx.x % 128 >= 32) return 0;
     int r = seg.part.r0;
@@ -179,8 +182,8 @@ struct Refill {
         if (half == 1) {
           constexpr int kBoxes = T::kHeadRope ? 1 : T::kRopeBoxes;  // of heads: a head's own columns
           ptx::mbarrier_arrive_expect(rope_full, kBoxes * T::kBoxBytes);
-          load_expected<T, kBoxes>(sm.rope[sm.pipe.rope_slot(i)][0], maps.kpe, maps.q_pe, T::kHeadRope || seg.p.rope ? 0 : T::kLatentBoxes * 64,
-                                   at, rope_full, seg);
+          const int column = T::kHeadRope || seg.p.rope ? 0 : T::kLatentBoxes * 64;
+          load_expected<T, kBoxes>(sm.rope[sm.pipe.rope_slot(i)][0], maps.kpe, maps.q_pe, column, at, rope_full, seg);
         }
         ptx::mbarrier_arrive_expect(full, T::kLatentBytes / 2);
         load_expected<T, T::kHalfBoxes>(sm.half_of(i, half)[0], maps.ckv, maps.q_nope, half * T::kOutN, at, full, seg);
@@ -366,7 +369,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         const int at = sm.pipe.rope_slot(n) * T::kM + row0, slot = seg.slot(r);
         float inv[2] = {sm.inv_sum[0][at], sm.inv_sum[0][at + 8]}, lse[2] = {sm.lse[0][at], sm.lse[0][at + 8]};
         if (T::kStaged && slot < 0 && !(T::kPairs && seg.part.pair))
-          store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n, half)[0]);
+          store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n, half)[0], [](int) {});
         else if constexpr (T::kKeeps)
           sm.kept.put(half, row0, inv, lse);
         else
@@ -381,8 +384,14 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         store_part<T>(seg, r, slot, half, out, inv, lse);
       else if constexpr (T::kPairs) {
         if (seg.part.pair) {
-          if (join_pair<T>(sm.landing, half, seg.rows(r) > seg.m_block * T::kM + warp * 16, out, inv, lse))
-            store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n - 1, half)[0]);
+          const bool live = seg.rows(r) > seg.m_block * T::kM + warp * 16;
+          PairJoin<T> pair(sm.landing);
+          if (half != static_cast<int>(blockIdx.y % 2)) {
+            pair.send(live, out, inv, lse);
+          } else {
+            pair.begin(live, inv, lse);
+            store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n - 1, half)[0], [&](int c) { pair.columns(c, out); });
+          }
           return;  // there is nothing else in such a part
         }
       } else if constexpr (!T::kStaged)

@@ -34,8 +34,8 @@ CUtensorMap encoded(const Boxes& b) {
   const cuuint64_t dims[3] = {static_cast<cuuint64_t>(m.columns), static_cast<cuuint64_t>(m.rows), static_cast<cuuint64_t>(m.outer)};
   const cuuint64_t bytes[2] = {static_cast<cuuint64_t>(m.stride) * bytes_of, static_cast<cuuint64_t>(m.outer_stride) * bytes_of};
   const cuuint32_t box[3] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows), 1}, steps[3] = {1, 1, 1};
-  // Whole lines, also where rows begin within one: what is beside a box in its lines is asked for next. Requests of blocks that read the same
-  // keys merge better than with 256 bytes; where no others read them pairs of lines are faster.
+  // Whole lines, also where rows begin within one: what is beside a box in its lines is asked for next. Requests of blocks that read the
+  // same keys merge better than with 256 bytes; where no others read them pairs of lines are faster.
   const auto promotion = promoted == 256 && bytes[0] % 256 == 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
   CUtensorMap map;
   const CUresult result = encoder(&map, type, 3, const_cast<void*>(m.base), dims, bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,

@@ -133,9 +133,10 @@ template <class T>
 struct Landing {
   static constexpr int kPieces = T::kHalfBoxes * 8 + 1;
   float4 rows[4][kPieces][32];  // of each warp
-  uint64_t full[4];
+  uint64_t full[4][T::kHalfBoxes];  // of eight pieces each; the last piece comes with the first
   __device__ __forceinline__ void init() {
-    for (uint64_t& bar : full) ptx::mbarrier_init(ptx::shared_address(&bar), 1);
+    for (auto& bars : full)
+      for (uint64_t& bar : bars) ptx::mbarrier_init(ptx::shared_address(&bar), 1);
   }
 };
 struct NoRaw {
