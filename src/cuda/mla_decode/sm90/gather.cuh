@@ -87,7 +87,7 @@ struct Gather {
     sm.pipe.wait_place(n, 1);
     copy<T::kHalfBoxes>(static_cast<const char*>(p.ckv) + T::kOutN * 2, rows, p.latent - T::kOutN, sm.half_of(n, 1)[0],
                         sm.pipe.latent_barrier(n, 1));
-    copy<1>(p.rope > 0 ? p.kpe : p.ckv, rope_rows, p.rope, sm.rope[sm.pipe.rope_slot(n)][0], sm.pipe.rope_barrier(n));
+    copy<1>(p.rope > 0 ? p.kpe : p.ckv, rope_rows, p.rope, sm.rope[sm.pipe.rope_place(n)][0], sm.pipe.rope_barrier(n));
   }
 };
 

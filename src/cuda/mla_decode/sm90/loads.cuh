@@ -26,25 +26,11 @@ template <class T>
 __device__ __forceinline__ int query_row(int at, int r, const Segments& seg) {
   return seg.q_first(r) * seg.p.heads + seg.m_block * T::kM + (kQ - at) * T::kN;
 }
-// Where an entry's boxes lie.
-struct Place {
-  int row, outer;
-  bool keys, any;  // any: there is one
-};
-template <class T>
-__device__ __forceinline__ Place place_of(int at, int page, const Segments& seg) {
-  if (at >= 0) return {at, page, true, true};
-  return {query_row<T>(at, page, seg), seg.q_batch(page), false, true};
-}
-
 // Call these with one elected lane (elect.sync: under a plain thread test the compiler wraps each TMA instruction in a loop over the lanes).
 // `kCount` boxes of 64 columns from box `first` on.
 template <class T, int kCount>
-__device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first,
-                                           const volatile Entry& e, uint32_t full, const Segments& seg) {
-  const uint64_t policy = load_policy<T>(seg);
-  ptx::mbarrier_arrive_expect(full, kCount * T::kBoxBytes);
-  const int at = e.at, page = e.page;
+__device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first, int at, int page,
+                                           uint32_t full, uint64_t policy, const Segments& seg) {
   const uint32_t base = ptx::shared_address(to);
   if (at >= 0) {
 #pragma unroll
@@ -55,16 +41,13 @@ __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys,
     for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, &queries, full, policy, (first + c) * 64, row, batch);
   }
 }
-
-// The same of a barrier that expects them already.
 template <class T, int kCount>
-__device__ __forceinline__ void load_expected(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int column, const Place& at,
-                                              uint32_t full, const Segments& seg) {
+__device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first,
+                                           const volatile Entry& e, uint32_t full, const Segments& seg) {
   const uint64_t policy = load_policy<T>(seg);
-  const CUtensorMap* map = at.keys ? &keys : &queries;
-  const uint32_t base = ptx::shared_address(to);
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, map, full, policy, column + c * 64, at.row, at.outer);
+  ptx::mbarrier_arrive_expect(full, kCount * T::kBoxBytes);
+  const int at = e.at, page = e.page;
+  load_boxes<T, kCount>(to, keys, queries, first, at, page, full, policy, seg);
 }
 
 // A half of block n's latents.
@@ -79,7 +62,6 @@ template <class T>
 __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, const volatile Entry& e, const Maps& maps,
                                            const Segments& seg) {
   const uint64_t policy = load_policy<T>(seg);
-  const int rope_slot = sm.pipe.rope_slot(n);
   const uint32_t full[] = {sm.pipe.latent_barrier(n, 0), sm.pipe.latent_barrier(n, 1), sm.pipe.rope_barrier(n)};
 #pragma unroll
   for (int i = 0; i < 3; ++i) ptx::mbarrier_arrive_expect(full[i], i < 2 ? T::kLatentBytes / 2 : T::kRopeBytes);
@@ -88,7 +70,7 @@ __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, con
   const int row = keys ? at : query_row<T>(at, r, seg);
   const int rope = seg.p.rope == 0 ? T::kLatentBoxes * 64 : 0;
   const CUtensorMap &latents = keys ? maps.ckv : maps.q_nope, &ropes = keys ? maps.kpe : maps.q_pe;
-  const uint32_t to = ptx::shared_address(sm.half_of(n, 0)), rope_to = ptx::shared_address(sm.rope[rope_slot]);
+  const uint32_t to = ptx::shared_address(sm.half_of(n, 0)), rope_to = ptx::shared_address(sm.rope[sm.pipe.rope_place(n)]);
 #pragma unroll 1
   for (int i = 0; i < T::kN; i += T::kBoxRows) {
 #pragma unroll
@@ -104,7 +86,7 @@ __device__ __forceinline__ void load_block(SharedStorage<T>& sm, uint32_t n, con
 template <class T>
 __device__ __forceinline__ void load_rope(SharedStorage<T>& sm, uint32_t n, const volatile Entry& e, const Maps& maps,
                                           const Segments& seg) {
-  uint8_t* to = sm.rope[sm.pipe.rope_slot(n)][0];
+  uint8_t* to = sm.rope[sm.pipe.rope_place(n)][0];
   if (T::kHeadRope && e.at <= kQ)
     load_boxes<T, 1>(to, maps.kpe, maps.q_pe, 0, e, sm.pipe.rope_barrier(n), seg);  // a head's own columns
   else

@@ -242,38 +242,50 @@ struct Refill {
     latent(n);
   }
 
-  // The same in two steps where it stands between two blocks' products (kNamedFree). First: what warp 0 asks for, its half's latents, or
-  // right's warp 2, rope keys. Its barrier expects them from now on: block n, whose place they take, has been read by score.
-  __device__ __forceinline__ Place prepare(uint32_t n) const {
+  // Where these stand between two blocks' products (kOwnPlaces), in three steps. Before P is there: the entry that warp 0 is to ask for, its
+  // half's latents, or right's warp 2, rope keys; shared memory answers late while O runs.
+  __device__ __forceinline__ Entry next(uint32_t n) const {
     const int warp = threadIdx.x / 32 % 4;
     const bool rope = half == 1 && warp == 2;
-    Place next{};
-    if (warp == 0 || rope) {
-      const volatile Entry& e = sm.entry(half, n + (rope ? T::kRopeStages : T::kLatentStages));
-      const int at = e.at, page = e.page;
-      if (at != kEnd) {
-        next = place_of<T>(at, page, seg);
-        const uint32_t full = rope ? sm.pipe.rope_barrier(n) : sm.pipe.latent_barrier(n, half);
-        if (ptx::elect_one()) ptx::mbarrier_arrive_expect(full, rope ? T::kRopeBytes : T::kLatentBytes / 2);
+    if (warp != 0 && !rope) return {0, kEnd};
+    const volatile Entry& e = sm.entry(half, n + (rope ? 2 : T::kLatentStages));
+    const int page = e.page, at = e.at;
+    return {page, at};
+  }
+  // While O runs: rope keys, if S is through with those before.
+  __device__ __forceinline__ void rope_beside(uint32_t n, Entry& e) {
+    if (half == 0 || threadIdx.x / 32 % 4 != 2 || e.at == kEnd || !sm.pipe.s_is_done(n + 1)) return;
+    load_next_rope(n + 2, e);
+    e.at = kEnd;
+  }
+  // When all of a half's warps have used entry n: latents, and rope keys that had to wait. All four warps wait, for they meet at the next P
+  // anyway, and racecheck takes a named barrier for one only where all have waited as often (docs/hopper-mla.md).
+  __device__ __forceinline__ void used(uint32_t n, const Entry& e) {
+    sm.pipe.wait_half_used(half);
+    if (e.at != kEnd) {
+      if (half == 0 || threadIdx.x / 32 % 4 == 0) {
+        if (ptx::elect_one()) {
+          const uint32_t full = sm.pipe.latent_barrier(n, half);
+          ptx::mbarrier_arrive_expect(full, T::kLatentBytes / 2);
+          load_boxes<T, T::kHalfBoxes>(sm.half_of(n, half)[0], maps.ckv, maps.q_nope, half * T::kHalfBoxes, e.at, e.page, full,
+                                       load_policy<T>(seg), seg);
+        }
+      } else {  // P(n + 1) comes after that, so nobody waits for this warp
+        sm.pipe.wait_s(n + 1);
+        load_next_rope(n + 2, e);
       }
     }
     __syncwarp();
-    return next;
   }
-  // Then, when all of a half's warps have used entry n: latents; when left has, too: rope keys. All four warps wait, for they meet at the
-  // next P anyway, and racecheck takes a named barrier for one only where all have waited as often (docs/hopper-mla.md).
-  __device__ __forceinline__ void used(uint32_t n, const Place& next) {
-    const int warp = threadIdx.x / 32 % 4;
-    if (half == 0) sm.pipe.arrive_both_used(n);
-    sm.pipe.wait_half_used(half);
-    if (warp == 0 && next.any && ptx::elect_one())
-      load_expected<T, T::kHalfBoxes>(sm.half_of(n, half)[0], maps.ckv, maps.q_nope, half * T::kOutN, next,
-                                      sm.pipe.latent_barrier(n, half), seg);
-    if (half == 1) {
-      sm.pipe.wait_both_used(n);
-      if (warp == 2 && next.any && ptx::elect_one())
-        load_expected<T, T::kRopeBoxes>(sm.rope[sm.pipe.rope_slot(n)][0], maps.kpe, maps.q_pe, seg.p.rope == 0 ? T::kLatentBoxes * 64 : 0,
-                                        next, sm.pipe.rope_barrier(n), seg);
+
+ private:
+  __device__ __forceinline__ void load_next_rope(uint32_t m, const Entry& e) {
+    if (m == 0) __builtin_unreachable();
+    if (ptx::elect_one()) {
+      const uint32_t full = sm.pipe.rope_barrier(m);
+      ptx::mbarrier_arrive_expect(full, T::kRopeBytes);
+      load_boxes<T, T::kRopeBoxes>(sm.rope[sm.pipe.rope_place(m)][0], maps.kpe, maps.q_pe, seg.p.rope == 0 ? T::kLatentBoxes : 0, e.at,
+                                   e.page, full, load_policy<T>(seg), seg);
     }
     __syncwarp();
   }
@@ -310,6 +322,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     if constexpr (T::kBytesLimit) ptx::named_barrier_sync(2 + half, 128);  // twice, as with two passes, for racecheck
   }
   others.wait();
+  if constexpr (T::kOwnPlaces) sm.pipe.free_p_place();
   auto walk_on = [&] {
     if (!T::kProducers && warp == 1) {
       if (lane == 0) {
@@ -319,13 +332,12 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
       __syncwarp();
     }
   };
-  auto advance = [&](const Place& next) {  // entry n is used up, and P
-    if constexpr (T::kNamedFree) {
+  auto advance = [&](const Entry& next) {  // entry n is used up, and P
+    if constexpr (T::kOwnPlaces)
       refill.used(n, next);
-    } else {
+    else
       refill.used(n);
-      walk_on();
-    }
+    walk_on();
     ++n;
   };
 #pragma unroll 1
@@ -338,12 +350,14 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
     Output<T> out;
 #pragma unroll 1
     for (int i = -seg.q_entries(r); i < left; ++i) {  // queries, then keys
+      Entry next{};
+      if constexpr (T::kOwnPlaces) next = refill.next(n);
       sm.pipe.wait_p(n, half);
       if (i >= 0) {
-        const int rope_slot = sm.pipe.rope_slot(n);
-        const float scale0 = sm.scale[rope_slot][row0], scale1 = sm.scale[rope_slot][row0 + 8];
+        const int slot = sm.pipe.slot(n);
+        const float scale0 = sm.scale[slot][row0], scale1 = sm.scale[slot][row0 + 8];
         if (i > 0 && __any_sync(~0u, scale0 != 1.f || scale1 != 1.f)) out.rescale(scale0, scale1);
-        const uint64_t pd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot][0]));
+        const uint64_t pd = keys_descriptor(ptx::shared_address(sm.rope[sm.pipe.p_place(n)][0]));
         const uint64_t vd = values_descriptor(ptx::shared_address(sm.half_of(n, half)), T::kBoxBytes);
         ptx::wgmma_fence();
 #pragma unroll
@@ -353,20 +367,12 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
             ptx::wgmma_ss<typename T::Wide, 1>(out.piece(c), pd + k * 2, vd + k * 128 + c * (T::kHalfBoxes / T::kOutPieces * T::kBoxBytes >> 4),
                                                k > 0 || i > 0);
         ptx::wgmma_commit();
-        if constexpr (!T::kNamedFree) {
-          ptx::wgmma_wait<0>();
-          ptx::pin(out.o);
-        }
-      }
-      Place next{};
-      if constexpr (T::kNamedFree) {  // while products run: what else would stand between them and the next ones
-        next = refill.prepare(n);
-        walk_on();
+        if constexpr (T::kOwnPlaces) refill.rope_beside(n, next);
         ptx::wgmma_wait<0>();
         ptx::pin(out.o);
       }
       if (i == left - 1) {  // 1 / sum and lse are there until entry n is used up
-        const int at = sm.pipe.rope_slot(n) * T::kM + row0, slot = seg.slot(r);
+        const int at = sm.pipe.slot(n) * T::kM + row0, slot = seg.slot(r);
         float inv[2] = {sm.inv_sum[0][at], sm.inv_sum[0][at + 8]}, lse[2] = {sm.lse[0][at], sm.lse[0][at + 8]};
         if (T::kStaged && slot < 0 && !(T::kPairs && seg.part.pair))
           store_staged<T>(seg, r, half, out, inv, lse, sm.half_of(n, half)[0], [](int) {});
@@ -375,6 +381,7 @@ __device__ __forceinline__ void output(SharedStorage<T>& sm, const Segments& seg
         else
           store_part<T>(seg, r, slot, half, out, inv, lse);
       }
+      if (T::kOwnPlaces && i >= 0) sm.pipe.free_p_place();
       advance(next);
     }
     if constexpr (T::kKeeps) {

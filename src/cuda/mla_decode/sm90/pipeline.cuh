@@ -3,10 +3,13 @@
 //
 //   latent_full  a half of a block's latents is in shared memory     (TMA; gathered, widened: the 128 threads who wrote them)
 //   rope_full    so are its rope keys                                (TMA; gathered: likewise)
-//   s_done       all four score warps have read the block's rope keys: P may overwrite them
+//   s_done       all four score warps have read the block's rope keys: P may overwrite them, or other rope keys (kOwnPlaces)
 //   P            named barriers (they wake faster): P, the rescale factors and, with a request's last block, 1 / sum and lse are
 //                written; or: Q has been taken. score arrives, left or right waits: one for each and each rope slot
-//   latent_free  an output warpgroup has done with its half, and with P; or, where a late load costs time, named barriers (`used`)
+//   latent_free  an output warpgroup has done with its half, and with P; or, where a late load costs time, named barriers: of a half's
+//                warps (`half_used`), and of score with both (`p_place`)
+//
+// kOwnPlaces: all rope keys have the first rope slot, all P the second; the first entry's part of Q has P's, which is free yet.
 #pragma once
 
 #include "cuda/mla_decode/sm90/ptx.cuh"
@@ -14,7 +17,7 @@
 namespace attile::cuda::mla_sm90 {
 
 // kLatentWriters, kRopeWriters: arrivals that make a block; 1: TMA's.
-template <int kHalfPlaces, int kRopeStages, int kLatentWriters, int kRopeWriters>
+template <int kHalfPlaces, int kRopeStages, int kLatentWriters, int kRopeWriters, bool kOwnPlaces>
 struct Pipeline {
   uint64_t latent_full[kHalfPlaces], latent_free[kHalfPlaces], rope_full[kRopeStages], s_done[kRopeStages];
 
@@ -35,7 +38,9 @@ struct Pipeline {
     if constexpr (kEven) return n / (kHalfPlaces / 2) & 1;
     return (2 * n + half) / kHalfPlaces & 1;
   }
-  static __device__ __forceinline__ int rope_slot(uint32_t n) { return n % kRopeStages; }
+  static __device__ __forceinline__ int slot(uint32_t n) { return n % kRopeStages; }  // of statistics
+  static __device__ __forceinline__ int rope_place(uint32_t n) { return kOwnPlaces ? n == 0 : slot(n); }
+  static __device__ __forceinline__ int p_place(uint32_t n) { return kOwnPlaces ? 1 : slot(n); }
 
   // ---- producers
   // Who had the place of this half before is through with it.
@@ -53,11 +58,15 @@ struct Pipeline {
     if constexpr (kLatentWriters > 1) ptx::fence_async_proxy();
   }
   __device__ __forceinline__ void wait_rope(uint32_t n) {
-    mbarrier_wait(at(rope_full[rope_slot(n)]), n / kRopeStages & 1);
+    mbarrier_wait(at(rope_full[rope_place(n)]), rope_phase(n));
     if constexpr (kRopeWriters > 1) ptx::fence_async_proxy();
   }
-  __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(at(s_done[rope_slot(n)])); }
-  __device__ __forceinline__ void wait_s(uint32_t n) { mbarrier_wait(at(s_done[rope_slot(n)]), n / kRopeStages & 1); }
+  __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(at(s_done[s_slot(n)])); }
+  __device__ __forceinline__ void wait_s(uint32_t n) { mbarrier_wait(at(s_done[s_slot(n)]), s_phase(n)); }
+  __device__ __forceinline__ bool s_is_done(uint32_t n) { return __all_sync(~0u, mbarrier_test(at(s_done[s_slot(n)]), s_phase(n))); }
+  // kOwnPlaces: left and right are through with the P before, or begin. Not waited for before `last` is known: the assembler would place it
+  // in front of most of the exponentials.
+  __device__ __forceinline__ void wait_p_place(uint32_t last) { ptx::named_barrier_sync(kUsed + 2 + zero_behind(last), 384); }
   // What this thread wrote is for wgmma: the async proxy.
   __device__ __forceinline__ void publish(uint32_t n) {
     ptx::fence_async_proxy();
@@ -67,20 +76,23 @@ struct Pipeline {
 
   // ---- left, right
   __device__ __forceinline__ void wait_p(uint32_t n, int half) { ptx::named_barrier_sync(p_barrier(n, half), 256); }
+  __device__ __forceinline__ void free_p_place() { ptx::named_barrier_arrive(kUsed + 2, 384); }
   __device__ __forceinline__ void release(uint32_t n, int half) { arrive(at(latent_free, n, half)); }
-  // The same by named barriers, for those who refill at once: of a half's warps, and of both halves'.
+  // By those who refill at once.
   __device__ __forceinline__ void wait_half_used(int half) { ptx::named_barrier_sync(kUsed + half, 128); }
-  __device__ __forceinline__ void arrive_both_used(uint32_t n) { ptx::named_barrier_arrive(kUsed + 2 + rope_slot(n), 256); }
-  __device__ __forceinline__ void wait_both_used(uint32_t n) { ptx::named_barrier_sync(kUsed + 2 + rope_slot(n), 256); }
   // By who refills: every warp that used the half of block n is through.
   __device__ __forceinline__ void wait_free(uint32_t n, int half) { mbarrier_wait(at(latent_free, n, half), phase(n, half)); }
   __device__ __forceinline__ uint32_t latent_barrier(uint32_t n, int half) { return at(latent_full, n, half); }
-  __device__ __forceinline__ uint32_t rope_barrier(uint32_t n) { return at(rope_full[rope_slot(n)]); }
+  __device__ __forceinline__ uint32_t rope_barrier(uint32_t n) { return at(rope_full[rope_place(n)]); }
 
  private:
-  static constexpr int kUsed = 4 + 2 * kRopeStages;  // behind P's barriers
-  static_assert(kUsed + 2 + kRopeStages <= 16);
-  static __device__ __forceinline__ int p_barrier(uint32_t n, int half) { return 4 + half * kRopeStages + rope_slot(n); }
+  static __device__ __forceinline__ int s_slot(uint32_t n) { return kOwnPlaces ? 0 : slot(n); }
+  static __device__ __forceinline__ uint32_t s_phase(uint32_t n) { return (kOwnPlaces ? n : n / kRopeStages) & 1; }
+  static __device__ __forceinline__ uint32_t rope_phase(uint32_t n) { return kOwnPlaces ? n > 0 && n % 2 == 0 : n / kRopeStages & 1; }
+  // P's. kOwnPlaces: for queries P needs no place, so score may be two entries past one that left or right has yet to wait for.
+  static constexpr int kPBarriers = kOwnPlaces ? 4 : kRopeStages, kUsed = 4 + 2 * kPBarriers;
+  static_assert(kUsed + 2 + kOwnPlaces <= 16);
+  static __device__ __forceinline__ int p_barrier(uint32_t n, int half) { return 4 + half * kPBarriers + n % kPBarriers; }
   static __device__ __forceinline__ uint32_t at(uint64_t& bar) { return ptx::shared_address(&bar); }
   // Of a half of block n. The half's own part first: it stays as it is in a warpgroup's loop.
   static __device__ __forceinline__ uint32_t at(uint64_t (&bars)[kHalfPlaces], uint32_t n, int half) {

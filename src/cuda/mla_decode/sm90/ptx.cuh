@@ -33,6 +33,13 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
   } while (!done);
 }
 
+// Zero, which the assembler does not know: what depends on it stays behind what x depends on.
+__device__ __forceinline__ uint32_t zero_behind(uint32_t x) {
+  uint32_t zero;
+  asm volatile("{.reg .b32 n; popc.b32 n, %1; shr.u32 %0, n, 6;}" : "=r"(zero) : "r"(x));
+  return zero;
+}
+
 __device__ __forceinline__ uint64_t policy_evict_first() {
   uint64_t p;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));

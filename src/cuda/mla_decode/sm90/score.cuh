@@ -39,7 +39,7 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
       for (int k = 0; k < T::kRegisterTiles * 4; ++k)
         ptx::ldmatrix_x4(q.latent[k], ptx::shared_address(latent(k / 4)) + row * 128 + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
       if constexpr (T::kHeadRope)
-        ptx::ldmatrix_x4(q.rope, ptx::shared_address(sm.rope[sm.pipe.rope_slot(n)][0]) + row * 128 + ((lane / 16 ^ (row & 7)) << 4));
+        ptx::ldmatrix_x4(q.rope, ptx::shared_address(sm.rope[sm.pipe.rope_place(n)][0]) + row * 128 + ((lane / 16 ^ (row & 7)) << 4));
     }
     // The other tiles, rows e * kN..; the layout is the same.
     ptx::named_barrier_sync(1, 128);  // the last request's S is done
@@ -60,7 +60,7 @@ __device__ __forceinline__ void take_queries(SharedStorage<T>& sm, const Segment
 #pragma unroll
     for (int i = T::kNarrow ? T::kLatentSharedTiles : 0; i < T::kSharedTiles; ++i) {
       const uint8_t* from =
-          i < T::kLatentSharedTiles ? latent(T::kRegisterTiles + i) : sm.rope[sm.pipe.rope_slot(n)][i - T::kLatentSharedTiles];
+          i < T::kLatentSharedTiles ? latent(T::kRegisterTiles + i) : sm.rope[sm.pipe.rope_place(n)][i - T::kLatentSharedTiles];
 #pragma unroll
       for (int b = 0; b < T::kBoxBytes; b += 128 * 16)
         *reinterpret_cast<int4*>(&sm.q[i][e * T::kBoxBytes + b + t * 16]) = *reinterpret_cast<const int4*>(from + b + t * 16);
@@ -107,7 +107,8 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
 #pragma unroll 1
     for (; left > 0; --left, ++n) {
       // ---- S = Q K^T
-      const int rope_slot = sm.pipe.rope_slot(n);
+      if (T::kOwnPlaces && n == 0) __builtin_unreachable();  // queries come first
+      const int slot = sm.pipe.slot(n);
       if (owing && !ready && !sm.pipe.latent_ready(n)) {
         sm.pipe.publish(n - 1);
         owing = false;
@@ -117,7 +118,7 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
                                        : keys_descriptor(ptx::shared_address(sm.half_of(n, 0)));
       const uint64_t right_keys =
           sm.pipe.kEven ? left_keys + T::kHalfBoxes * (T::kBoxBytes >> 4) : keys_descriptor(ptx::shared_address(sm.half_of(n, 1)));
-      const uint64_t rd = keys_descriptor(ptx::shared_address(sm.rope[rope_slot]));
+      const uint64_t rd = keys_descriptor(ptx::shared_address(sm.rope[sm.pipe.rope_place(n)]));
       const uint64_t qd = keys_descriptor(ptx::shared_address(sm.q[0]));
       auto box = [](int k) { return uint64_t((k / 4) * (T::kBoxBytes >> 4) + (k % 4) * 2); };
       auto product = [&]<class Of>(Of, int k, uint64_t b) {  // k counts from the first tile of Q in shared memory
@@ -246,16 +247,19 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
       }
 
       // ---- P, the rescale factors and, with the last block, 1 / sum and lse
-      sm.pipe.wait_s(n);  // every warp's S has read the rope keys that P overwrites
+      if constexpr (T::kOwnPlaces)
+        sm.pipe.wait_p_place(__float_as_uint(sum0) ^ __float_as_uint(sum1));
+      else
+        sm.pipe.wait_s(n);  // every warp's S has read the rope keys that P overwrites
       {
         // stmatrix: lanes 8m..8m+7 give the rows of matrix m: (rows 0-7, 8-15) x (chunk i, i + 1).
         const int row = warp * 16 + (lane & 15);
-        const uint32_t base = ptx::shared_address(sm.rope[rope_slot][0]) + row * 128;
+        const uint32_t base = ptx::shared_address(sm.rope[sm.pipe.p_place(n)][0]) + row * 128;
 #pragma unroll
         for (int i = 0; i < T::kN / 8; i += 2)
           ptx::stmatrix_x4(base + (((i + lane / 16) ^ (row & 7)) << 4), pk[i][0], pk[i][1], pk[i + 1][0], pk[i + 1][1]);
       }
-      if ((lane & 3) == 0) sm.scale[rope_slot][row0] = scale0, sm.scale[rope_slot][row0 + 8] = scale1;
+      if ((lane & 3) == 0) sm.scale[slot][row0] = scale0, sm.scale[slot][row0 + 8] = scale1;
       owing = kLate && left > 1;
       if (left == 1) {
         sum0 += __shfl_xor_sync(~0u, sum0, 1), sum1 += __shfl_xor_sync(~0u, sum1, 1);
@@ -264,14 +268,15 @@ __device__ __forceinline__ void score(SharedStorage<T>& sm, const Segments& seg)
         float inv1 = sum1 > 0.f ? 1.f / sum1 : (sum1 == 0.f ? 0.f : sum1);
         if constexpr (T::kNarrow) inv0 *= p.ckv_scale, inv1 *= p.ckv_scale;
         if ((lane & 3) == 0) {
-          sm.inv_sum[rope_slot][row0] = inv0;
-          sm.inv_sum[rope_slot][row0 + 8] = inv1;
-          sm.lse[rope_slot][row0] = max0 + log2f(sum0), sm.lse[rope_slot][row0 + 8] = max1 + log2f(sum1);
+          sm.inv_sum[slot][row0] = inv0;
+          sm.inv_sum[slot][row0 + 8] = inv1;
+          sm.lse[slot][row0] = max0 + log2f(sum0), sm.lse[slot][row0 + 8] = max1 + log2f(sum1);
         }
       }
       if (!owing) sm.pipe.publish(n);
     }
   }
+  if constexpr (T::kOwnPlaces) sm.pipe.wait_p_place(0);  // what was arrived for at the beginning
 }
 
 }  // namespace attile::cuda::mla_sm90

@@ -59,9 +59,12 @@ struct Traits {
   static constexpr int kFirst = kStages + (kNarrow ? kRawStages : 0);
   static_assert(kStages <= 6);  // a walk is kAhead entries ahead: at least three more
   // P(n) is published when S(n + 1) has issued so many of its k-steps; -1: before it begins. With a third block O(n) can wait so long.
-  static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && kKeys == Keys::boxes ? 28 : -1;
-  // Who loads hears by named barriers that a place is free, and rope keys have a warp of their own: an mbarrier wakes 500 cycles later.
-  static constexpr bool kNamedFree = kPublishAt >= 0;
+  static constexpr int kPublishAt = kLatentBoxes == 8 && kStages == 3 && !kHeadRope && kKeys == Keys::boxes ? 27 : -1;
+  // There P and rope keys have a place each, not two by turns, so that rope keys are asked for when S is through with those before, not when
+  // O is with P. Who loads hears by named barriers that a place is free, and rope keys have a warp of their own: an mbarrier wakes 500 cycles
+  // later.
+  static constexpr bool kOwnPlaces = kPublishAt >= 0;
+  static_assert(!kOwnPlaces || kRopeStages == 2);
   // Rows pass through shared memory on their way out; where products are the limit, what they pass through is wanted back at once.
   static constexpr bool kStaged = kPublishAt < 0;
   // Other rows are stored when their last block's place has been given back; float8 leaves no room for what is kept till then.
@@ -146,7 +149,8 @@ struct NoRaw {
 template <class T>
 struct alignas(1024) SharedStorage {
   uint8_t latent[T::kHalfPlaces][T::kHalfBoxes][T::kBoxBytes];  // a block's halves follow each other but where kHalfPlaces is odd
-  uint8_t rope[T::kRopeStages][T::kRopeBoxes][T::kBoxBytes];  // P(n) takes the place of block n's rope keys, which S(n) has used
+  // P(n) takes the place of block n's rope keys, which S(n) has used; kOwnPlaces: rope keys have the first, P the second.
+  uint8_t rope[T::kRopeStages][T::kRopeBoxes][T::kBoxBytes];
   uint8_t q[T::kSharedTiles > 0 ? T::kSharedTiles : 1][T::kM * 128];
   [[no_unique_address]] std::conditional_t<T::kNarrow, Raw<T>, NoRaw> raw;
   float scale[T::kRopeStages][T::kM];  // exp2(old max - new max)
@@ -156,7 +160,7 @@ struct alignas(1024) SharedStorage {
   [[no_unique_address]] std::conditional_t<T::kKeeps, Kept<T>, NoRaw> kept;
   [[no_unique_address]] std::conditional_t<T::kNarrow, QueryScale<T>, NoRaw> q_scale;
   [[no_unique_address]] std::conditional_t<T::kPairs, Landing<T>, NoRaw> landing;
-  Pipeline<T::kHalfPlaces, T::kRopeStages, T::kGathered || T::kNarrow ? 128 : 1, T::kGathered ? 128 : 1> pipe;
+  Pipeline<T::kHalfPlaces, T::kRopeStages, T::kGathered || T::kNarrow ? 128 : 1, T::kGathered ? 128 : 1, T::kOwnPlaces> pipe;
   Walk walk[2];                // left's and right's
   Entry entries[2][kEntries];  // block m at m % kEntries, written kAhead blocks ahead
   Part part;

@@ -13,6 +13,8 @@ namespace attile::cuda::mla_sm90 {
 inline bool mbarrier_test(uint32_t bar, uint32_t parity) { return emulation::barrier_passed(bar, parity); }
 inline void mbarrier_wait(uint32_t bar, uint32_t parity) { emulation::barrier_wait(bar, parity); }
 
+inline uint32_t zero_behind(uint32_t) { return 0; }
+
 inline uint64_t policy_evict_first() { return 0; }
 inline uint64_t policy_evict_normal() { return 0; }
 inline void tma_load_3d(uint32_t to, const CUtensorMap* map, uint32_t bar, uint64_t, int c0, int c1, int c2) {
