@@ -177,16 +177,16 @@ struct Refill {
     } else {
 #pragma unroll 1
       for (int i = 0; i < entries; ++i) {
-        const Place at{query_row<T>(kQ - i, r, seg), seg.q_batch(r), false, true};
+        const int row = query_row<T>(kQ - i, r, seg), batch = seg.q_batch(r);
         const uint32_t full = sm.pipe.latent_barrier(i, half), rope_full = sm.pipe.rope_barrier(i);
         if (half == 1) {
           constexpr int kBoxes = T::kHeadRope ? 1 : T::kRopeBoxes;  // of heads: a head's own columns
           ptx::mbarrier_arrive_expect(rope_full, kBoxes * T::kBoxBytes);
-          const int column = T::kHeadRope || seg.p.rope ? 0 : T::kLatentBoxes * 64;
-          load_expected<T, kBoxes>(sm.rope[sm.pipe.rope_slot(i)][0], maps.kpe, maps.q_pe, column, at, rope_full, seg);
+          const int first = T::kHeadRope || seg.p.rope ? 0 : T::kLatentBoxes;
+          load_rows<T, kBoxes>(sm.rope[sm.pipe.rope_place(i)][0], maps.q_pe, first, row, batch, rope_full, load_policy<T>(seg));
         }
         ptx::mbarrier_arrive_expect(full, T::kLatentBytes / 2);
-        load_expected<T, T::kHalfBoxes>(sm.half_of(i, half)[0], maps.ckv, maps.q_nope, half * T::kOutN, at, full, seg);
+        load_rows<T, T::kHalfBoxes>(sm.half_of(i, half)[0], maps.q_nope, half * T::kHalfBoxes, row, batch, full, load_policy<T>(seg));
       }
     }
     return entries;
