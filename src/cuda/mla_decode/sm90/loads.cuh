@@ -29,19 +29,17 @@ __device__ __forceinline__ int query_row(int at, int r, const Segments& seg) {
 // Call these with one elected lane (elect.sync: under a plain thread test the compiler wraps each TMA instruction in a loop over the lanes).
 // `kCount` boxes of 64 columns from box `first` on.
 template <class T, int kCount>
-__device__ __forceinline__ void load_rows(uint8_t* to, const CUtensorMap& map, int first, int row, int outer, uint32_t full, uint64_t policy) {
-  const uint32_t base = ptx::shared_address(to);
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, &map, full, policy, (first + c) * 64, row, outer);
-}
-// The same of an entry.
-template <class T, int kCount>
 __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first, int at, int page,
                                            uint32_t full, uint64_t policy, const Segments& seg) {
-  if (at >= 0)
-    load_rows<T, kCount>(to, keys, first, at, page, full, policy);
-  else
-    load_rows<T, kCount>(to, queries, first, query_row<T>(at, page, seg), seg.q_batch(page), full, policy);
+  const uint32_t base = ptx::shared_address(to);
+  if (at >= 0) {
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, &keys, full, policy, (first + c) * 64, at, page);
+  } else {
+    const int row = query_row<T>(at, page, seg), batch = seg.q_batch(page);
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, &queries, full, policy, (first + c) * 64, row, batch);
+  }
 }
 template <class T, int kCount>
 __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys, const CUtensorMap& queries, int first,
@@ -50,6 +48,16 @@ __device__ __forceinline__ void load_boxes(uint8_t* to, const CUtensorMap& keys,
   ptx::mbarrier_arrive_expect(full, kCount * T::kBoxBytes);
   const int at = e.at, page = e.page;
   load_boxes<T, kCount>(to, keys, queries, first, at, page, full, policy, seg);
+}
+
+// Columns from `column` on of rows of queries, known before any entry is.
+template <class T, int kCount>
+__device__ __forceinline__ void load_queries(uint8_t* to, const CUtensorMap& queries, int column, int row, int batch, uint32_t full,
+                                             const Segments& seg) {
+  const uint64_t policy = load_policy<T>(seg);
+  const uint32_t base = ptx::shared_address(to);
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) tma_load_3d(base + c * T::kBoxBytes, &queries, full, policy, column + c * 64, row, batch);
 }
 
 // A half of block n's latents.

@@ -182,11 +182,11 @@ struct Refill {
         if (half == 1) {
           constexpr int kBoxes = T::kHeadRope ? 1 : T::kRopeBoxes;  // of heads: a head's own columns
           ptx::mbarrier_arrive_expect(rope_full, kBoxes * T::kBoxBytes);
-          const int first = T::kHeadRope || seg.p.rope ? 0 : T::kLatentBoxes;
-          load_rows<T, kBoxes>(sm.rope[sm.pipe.rope_place(i)][0], maps.q_pe, first, row, batch, rope_full, load_policy<T>(seg));
+          const int column = T::kHeadRope || seg.p.rope ? 0 : T::kLatentBoxes * 64;
+          load_queries<T, kBoxes>(sm.rope[sm.pipe.rope_place(i)][0], maps.q_pe, column, row, batch, rope_full, seg);
         }
         ptx::mbarrier_arrive_expect(full, T::kLatentBytes / 2);
-        load_rows<T, T::kHalfBoxes>(sm.half_of(i, half)[0], maps.q_nope, half * T::kHalfBoxes, row, batch, full, load_policy<T>(seg));
+        load_queries<T, T::kHalfBoxes>(sm.half_of(i, half)[0], maps.q_nope, half * T::kOutN, row, batch, full, seg);
       }
     }
     return entries;
