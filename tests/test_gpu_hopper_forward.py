@@ -167,17 +167,20 @@ def test_float8(dims, scales, seqlen, options):
         factors = (0.5, 1.5, 3.0)
         given = dict(zip(("q_scale", "k_scale", "v_scale"), factors, strict=True))
     expected = None
+    size = factors[0] * factors[1]  # of the scores: tensor cores add products of e4m3 with fewer digits than float32 has
     if scales == "arrays":
-        given = {name: torch.rand(2, 2, device="cuda") + 0.5 for name in ("q_scale", "k_scale", "v_scale")}
+        generator = torch.Generator("cuda").manual_seed(6)
+        given = {name: torch.rand(2, 2, device="cuda", generator=generator) + 0.5 for name in ("q_scale", "k_scale", "v_scale")}
         spread = {name: x.cpu().numpy()[:, None, :, None] for name, x in given.items()}
         numbers["query"] = numbers["query"] * spread["q_scale"].repeat(2, 2)
         numbers["key"], numbers["value"] = numbers["key"] * spread["k_scale"], numbers["value"] * spread["v_scale"]
+        size = (given["q_scale"] * given["k_scale"]).repeat_interleave(2, 1)[..., None].cpu().numpy()
     scaled = numbers | {name: numbers[name] * factor for name, factor in zip(("query", "key", "value"), factors, strict=True)}
     expected, expected_lse = reference.flash_attention(**scaled, return_lse=True)
     out, lse = flash_attention(**arrays, **options, **given, return_lse=True)
     assert out.dtype == torch.bfloat16
     assert relative(out.double().cpu().numpy(), expected) <= 2 * float8_error(expected, numbers, factors)
-    np.testing.assert_allclose(lse.cpu().numpy(), expected_lse, atol=2e-3)
+    assert (np.abs(lse.cpu().numpy() - expected_lse) <= 2e-3 * size).all()
 
 
 FLOAT8_OPTIONS = ("window_bottom_right", "sinks", "padded_keys", "packed", "packed_window", "packed_own_keys", "group3", "group4_packed", "group4_padded") + (

@@ -118,7 +118,7 @@ class Ring(Play):
     def rope_behind_s(self, n):
         """There is one place: S is through with the keys before."""
         if n < len(self.entries):
-            yield self.s_done[0], (n - 1) & 1
+            yield self.s_done[0], n & 1
             self.agents.append(self.load_rope(n))
 
     def rope_place(self, n):
@@ -138,8 +138,8 @@ class Ring(Play):
         owing = None
         for n, entry in enumerate(self.entries):
             rope_place = self.rope_place(n)
-            if self.late:  # the first place but for the first entry
-                rope_phase, s_slot, s_phase = n > 0 and n % 2 == 0, 0, n & 1
+            if self.late:  # the first place but for the first entry, which S need not be done with
+                rope_phase, s_slot, s_phase = n > 0 and n % 2 == 0, 0, n - 1 & 1
             else:
                 rope_phase = s_phase = n // self.rope_stages & 1
                 s_slot = rope_place
@@ -157,8 +157,9 @@ class Ring(Play):
             assert self.rope[rope_place] == ("rope", n), "rope keys"
             yield "step"
             assert all(self.latent[self.place(n, half)] == n for half in (0, 1)), "latents"
-            self.s_done[s_slot].arrive()
-            yield self.s_done[s_slot], s_phase
+            if n > 0 or not self.late:
+                self.s_done[s_slot].arrive()
+                yield self.s_done[s_slot], s_phase
             if entry == "q":
                 self.publish(n)
                 continue
@@ -196,7 +197,7 @@ class Ring(Play):
                 assert self.latent[self.place(n, half)] == n, "latents"
                 assert entry == "q" or self.rope[self.p_place(n)] == ("p", n), "P"
                 yield "step"
-            asked = half == 1 and self.late and n + 2 < len(self.entries) and self.s_done[0].passed(n + 1 & 1)
+            asked = half == 1 and self.late and n + 2 < len(self.entries) and self.s_done[0].passed(n & 1)
             if asked:
                 self.agents.append(self.load_rope(n + 2))
             assert entry != "k1" or self.statistics[n % len(self.statistics)] == n, "statistics"

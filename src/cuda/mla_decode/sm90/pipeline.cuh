@@ -61,7 +61,10 @@ struct Pipeline {
     mbarrier_wait(at(rope_full[rope_place(n)]), rope_phase(n));
     if constexpr (kRopeWriters > 1) ptx::fence_async_proxy();
   }
-  __device__ __forceinline__ void arrive_s(uint32_t n) { arrive(at(s_done[s_slot(n)])); }
+  __device__ __forceinline__ void arrive_s(uint32_t n) {
+    if (kOwnPlaces && n == 0) return;  // its part of Q has P's place, which no rope keys ever take
+    arrive(at(s_done[s_slot(n)]));
+  }
   __device__ __forceinline__ void wait_s(uint32_t n) { mbarrier_wait(at(s_done[s_slot(n)]), s_phase(n)); }
   __device__ __forceinline__ bool s_is_done(uint32_t n) { return __all_sync(~0u, mbarrier_test(at(s_done[s_slot(n)]), s_phase(n))); }
   // kOwnPlaces: left and right are through with the P before, or begin. Not waited for before `last` is known: the assembler would place it
@@ -87,7 +90,7 @@ struct Pipeline {
 
  private:
   static __device__ __forceinline__ int s_slot(uint32_t n) { return kOwnPlaces ? 0 : slot(n); }
-  static __device__ __forceinline__ uint32_t s_phase(uint32_t n) { return (kOwnPlaces ? n : n / kRopeStages) & 1; }
+  static __device__ __forceinline__ uint32_t s_phase(uint32_t n) { return (kOwnPlaces ? n - 1 : n / kRopeStages) & 1; }
   static __device__ __forceinline__ uint32_t rope_phase(uint32_t n) { return kOwnPlaces ? n > 0 && n % 2 == 0 : n / kRopeStages & 1; }
   // P's. kOwnPlaces: for queries P needs no place, so score may be two entries past one that left or right has yet to wait for.
   static constexpr int kPBarriers = kOwnPlaces ? 4 : kRopeStages, kUsed = 4 + 2 * kPBarriers;
