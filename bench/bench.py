@@ -12,7 +12,9 @@
 An answer is checked against the float64 reference before it is timed. Times are medians of interleaved repeats; operations are counted from
 the mask; percentages are of what roofline.py measures in the same run with the same number of threads: the multiply-adds (bfloat16: the
 dot products) of the kernel's instruction set, and the memory read rate. "2.0x" beside a rival means that attile takes half its time. Cold
-caches are rotated, so that every call reads its keys and values from memory. On a GPU calls are timed by events, the L2 cache flushed before each
+caches are rotated, so that every call reads its keys and values from memory. What several threads gain is measured apart from the rivals: one and all
+of them in turn on the same CPUs and the same arrays, the median (quartiles) of the turns' ratios; beside it that of reading memory in
+the same turns, more than which a case that waits for memory cannot gain. On a GPU calls are timed by events, the L2 cache flushed before each
 (gpu_timing.py), and compared with a matrix product, a read and a copy.
 """
 
@@ -90,7 +92,6 @@ def main(arguments=None):
                 failed.append(problem.id)
                 print(f"{problem.id:{report.WIDTH}} NOT TIMED: {error}", flush=True)
             else:
-                row["of_one_thread"] = report.speedup(row, run["cases"])
                 run["cases"].append(row)
                 print(report.line(row), flush=True)
     if args.save:
@@ -129,8 +130,12 @@ def run_case(problem, args, peaks, share):
                 contenders[name] = timed
             else:
                 refused[name] = f"wrong: {fault}"
-    budget = None if share is None else max(0.0, share - (time.monotonic() - begin))
-    times = problem.times(contenders, args, budget)
+
+    def budget(part):
+        return None if share is None else part * max(0.0, share - (time.monotonic() - begin))
+
+    turns = problem.turns(mine.calls, args, budget(0.5), peaks)
+    times = problem.times(contenders, args, budget(1))
     best = times["attile"]
     roof, rate = peaks.roof(plan["isa"], problem.dtype)
     return {
@@ -153,6 +158,7 @@ def run_case(problem, args, peaks, share):
         "of_read": peaks.read and problem.bytes() / best.median / peaks.read,
         "rivals": {name: {"ms": t.median * 1e3, "spread": t.spread, "ratio": t.median / best.median} for name, t in times.items() if name != "attile"},
         "refused": refused,
+        **report.gain(turns),
     }
 
 

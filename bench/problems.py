@@ -4,7 +4,10 @@ A check compares with the float64 reference by the tests' own error model, on so
 may be less accurate than we ask of ourselves, but not wrong: off by more than a few roundings of its dtype, it is reported and not timed.
 """
 
+import contextlib
+import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +35,30 @@ class Contender:
 
     calls: list[Callable]
     to_numpy: Callable = np.asarray
+
+
+class Sample:
+    """Seconds of a call on so many threads, from `calls` without end, in a loop of at least `least` seconds behind one that is not timed: in
+    that helpers wake and caches find the code again. The number of threads is set in the context together()."""
+
+    def __init__(self, calls, threads, threads_after, least, together):
+        self.calls, self.threads, self.threads_after, self.together = calls, threads, threads_after, together
+        self.loops = 1
+        self.loops = max(1, int(least / self()))
+
+    def __call__(self):
+        self._set(self.threads)
+        next(self.calls)()
+        start = time.perf_counter()
+        for call in itertools.islice(self.calls, self.loops):
+            call()
+        seconds = (time.perf_counter() - start) / self.loops
+        self._set(self.threads_after)
+        return seconds
+
+    def _set(self, threads):
+        with self.together():
+            attile.set_num_threads(threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +89,20 @@ class Problem:
         pause = PAUSE if self.threads > 1 else 0.0
         cpus = QuietCpus(self.threads) if args.quiet else None
         return timing.interleaved(contenders, args.repeats, args.clock, args.least, budget, pause, cpus)
+
+    def turns(self, calls, args, budget, peaks):
+        """Times in turns (timing.in_turns) on the same CPUs and on the same arrays: "one" thread and "all", and of reading memory, where there are
+        ceilings, "read one" and "read all"; none on one thread."""
+        if self.threads == 1:
+            return {}
+        cpus = QuietCpus(self.threads) if args.quiet else None
+        together = contextlib.nullcontext if cpus is None else cpus.together
+        sets = itertools.cycle(calls)
+        samples = {name: Sample(sets, threads, self.threads, args.least, together) for name, threads in (("one", 1), ("all", self.threads))}
+        if peaks.reads:
+            reader = roofline.Reader(peaks.fastest_read, together)
+            samples |= {"read one": lambda: reader.seconds(1), "read all": lambda: reader.seconds(self.threads)}
+        return timing.in_turns(samples, args.repeats, budget, cpus)
 
     @property
     def config(self):

@@ -5,6 +5,7 @@ to CPUs where a probe, a short call of constant work for every thread at once, t
 if the probe still does afterwards. Threads on hyperthreads of one core disturb each other too.
 """
 
+import contextlib
 import os
 import random
 import time
@@ -50,6 +51,16 @@ class QuietCpus:
         seconds = self._probe()
         self.best = min(self.best, seconds)
         return seconds <= TOLERATED * self.best
+
+    @contextlib.contextmanager
+    def together(self):
+        """The calling thread on all CPUs `here`: where it starts threads, and where attile looks how many CPUs it has. Told to take two
+        threads by a thread with one CPU, its helpers would not spin: every call would wake them."""
+        os.sched_setaffinity(0, self.here)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, self.here[:1])
 
     def leave(self):
         for thread in threads_of_process():

@@ -5,6 +5,8 @@ import json
 import platform
 from pathlib import Path
 
+import timing
+
 
 def load(path):
     return json.loads(Path(path).read_text())
@@ -40,11 +42,19 @@ def head(suite):
     return f"{suite:{WIDTH}} {'kernel':22} {'ms':>9} {'spread':>6} {'n':>2} {'GFLOP/s':>8} {'%roof':>5} {'GB/s':>6} {'%read':>5}  time of rivals"
 
 
-def speedup(row, rows):
-    """How many times faster than the same case on one thread earlier in the run, None where there is none."""
-    name = row["case"].removesuffix(f"-t{row['threads']}")
-    one = next((r["ms"] for r in rows if (r["suite"], r["case"]) == (row["suite"], name)), None)
-    return None if one is None or row["threads"] == 1 else one / row["ms"]
+def gain(turns):
+    """What Problem.turns() says of several threads, as a row has it: ratios to one thread, medians over the turns."""
+    if not turns:
+        return {"of_one_thread": None}
+    ratios = timing.ratios(turns["one"], turns["all"])
+    low, _, high = ratios.quartiles
+    read = timing.ratios(turns["read one"], turns["read all"]).median if "read one" in turns else None
+    how = {"quartiles": [low, high], "count": len(ratios.seconds), "disturbed": ratios.disturbed, "read": read}
+    return {"of_one_thread": ratios.median, "turns": how}
+
+
+def reading(turns):
+    return "reading -" if turns["read"] is None else f"reading {turns['read']:.2f}x"
 
 
 def percent(share):
@@ -54,7 +64,10 @@ def percent(share):
 def line(row):
     ratios = [f"{name} {rival['ratio']:.2f}x" for name, rival in row["rivals"].items()]
     if row["of_one_thread"] is not None:
-        ratios.append(f"({row['of_one_thread']:.2f}x of one thread)")
+        turns = row["turns"]
+        low, high = turns["quartiles"]
+        few = ", disturbed" if turns["disturbed"] else ""
+        ratios.append(f"({row['of_one_thread']:.2f}x of one thread, {low:.2f} to {high:.2f} in {turns['count']} turns{few}; {reading(turns)})")
     if row.get("disturbed"):
         ratios.append(f"(disturbed: {', '.join(row['disturbed'])})")
     refused = [f"{name} {reason if reason.startswith(('wrong', 'fails')) else '-'}" for name, reason in row["refused"].items()]
@@ -114,6 +127,8 @@ def rate(row):
     if row["suite"] == "overhead":
         return f"{1e3 * row['ms']:.1f} us"
     more = "" if row["of_one_thread"] is None else f", {row['of_one_thread']:.2f}x of one thread"
+    if row.get("turns"):  # not in runs that were saved before there were turns
+        more += f" ({reading(row['turns'])})"
     if row["bound"] == "bytes":
         return f"{row['gbytes']:.{0 if row['gbytes'] >= 1000 else 1}f} GB/s" + more
     return (f"{row['gflops'] / 1e3:.0f} TFLOP/s" if row["suite"].startswith("gpu-") else f"{row['gflops']:.0f} GFLOP/s") + more

@@ -33,6 +33,11 @@ class Roofline:
     def read(self):
         return max(self.reads.values(), default=None)
 
+    @property
+    def fastest_read(self):
+        """The name of the loop."""
+        return max(self.reads, key=self.reads.get)
+
     def roof(self, isa, dtype):
         """(name, operations a second) of the fastest instruction for this dtype in a kernel's instruction set.
 
@@ -79,6 +84,24 @@ def measure(threads, cpus=None, seconds=0.01, repeats=15):
     if cpus is not None:
         cpus.leave()
     return peaks
+
+
+class Reader:
+    """Reads the same number of bytes by one of the loops on any number of threads, which it starts in the context together(); what no cache has."""
+
+    SPAN = 1 << 26  # bytes at a time
+
+    def __init__(self, name, together):
+        self.library, self.together = load(), together
+        self.peak = next(i for i in range(self.library.peaks()) if self.library.peak_name(i).decode() == name)
+        self.memory = np.ones((memory_bytes() // self.SPAN, self.SPAN), np.uint8)
+        self.turn = 0
+
+    def seconds(self, threads):
+        span = self.memory[self.turn % len(self.memory)]
+        self.turn += 1
+        with self.together():
+            return self.library.peak_seconds(self.peak, threads, 0, span.ctypes.data, self.SPAN // threads)
 
 
 def memory_bytes():

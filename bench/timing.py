@@ -23,10 +23,44 @@ class Times:
         return statistics.median(self.seconds)
 
     @property
+    def quartiles(self):
+        return statistics.quantiles(self.seconds, n=4)
+
+    @property
     def spread(self):
         """Half the distance of the quartiles, relative to the median."""
-        low, _, high = statistics.quantiles(self.seconds, n=4)
+        low, _, high = self.quartiles
         return (high - low) / 2 / self.median
+
+
+def in_turns(samples, turns, budget=None, cpus=None):
+    """{name: Times} for {name: function that returns seconds}, one of each in a turn: what they have at one place are neighbours in time.
+
+    `budget` and `cpus` as for interleaved(); a turn counts as a whole, if it was quiet from its first sample to its last.
+    """
+    end = time.perf_counter() + (float("inf") if budget is None else budget)
+    counted, disturbed = [], []
+    gc.collect()
+    gc.disable()
+    try:
+        for attempt in range(turns if cpus is None else MORE * turns):
+            if len(counted) == turns or (attempt >= FEWEST and time.perf_counter() > end):
+                break
+            if cpus is not None:
+                cpus.find()
+            seconds = [sample() for sample in samples.values()]
+            (counted if cpus is None or cpus.still_quiet() else disturbed).append(seconds)
+    finally:
+        gc.enable()
+        if cpus is not None:
+            cpus.leave()
+    few = len(counted) < FEWEST
+    return {name: Times(s, few) for name, s in zip(samples, zip(*(counted + disturbed if few else counted), strict=True), strict=True)}
+
+
+def ratios(of, to):
+    """What in_turns() has of one thing by what it has of another, turn by turn."""
+    return Times(tuple(x / y for x, y in zip(of.seconds, to.seconds, strict=True)), of.disturbed)
 
 
 def interleaved(contenders, repeats=7, clock="wall", least=2e-3, budget=None, pause=0.0, cpus=None):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,90 @@ def test_the_call_after_a_pause_does_not_count(monkeypatch):
     assert timing.interleaved({"x": calls}, repeats=3, least=0, pause=0.01)["x"].seconds == (1, 1, 1)
     assert "".join(log) == "c" + "abcabc"  # one that estimates
     assert timing.interleaved({"x": calls}, repeats=3, least=0)["x"].seconds == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("quiet", "counted", "disturbed"),
+    [
+        (None, [1, 2, 3], False),
+        ([True, False, True, False, True], [1, 3, 5], False),
+        ([False, True] + [False] * 7, list(range(1, 10)), True),
+    ],
+)
+def test_a_turn_counts_as_a_whole(monkeypatch, quiet, counted, disturbed):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import timing
+
+    log = []
+
+    def sample(name, factor):
+        log.append(name)
+        return factor * log.count(name)
+
+    samples = {"slow": lambda: sample("slow", 20.0), "fast": lambda: sample("fast", 10.0)}
+    cpus = None if quiet is None else Cpus(quiet)
+    times = timing.in_turns(samples, 3, cpus=cpus)
+    assert log == ["slow", "fast"] * (len(log) // 2)
+    assert sorted(times["fast"].seconds) == [10.0 * n for n in counted]
+    ratios = timing.ratios(times["slow"], times["fast"])
+    assert (ratios.seconds, ratios.disturbed) == ((2.0,) * len(counted), disturbed)
+    assert cpus is None or cpus.log == ["find", "still_quiet"] * (len(log) // 2) + ["leave"]
+
+
+def test_one_thread_and_all_take_turns_on_the_same_arrays(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    problems, report, roofline = map(importlib.import_module, ("problems", "report", "roofline"))
+    attile, log = problems.attile, []
+    calls = [lambda i=i: log.append((attile.get_num_threads(), i)) for i in range(3)]
+    args = types.SimpleNamespace(least=0, repeats=3, quiet=False)
+    case = problems.Case(id="", batch=1, seqlen_q=1, seqlen_k=1, heads_q=1, heads_k=1, head_dim=8, head_dim_v=8, dtype="float32")
+    threads = attile.get_num_threads()
+    try:
+        for peaks in (roofline.Roofline(2), roofline.measure(2)):
+            log.clear()
+            turns = problems.Attention(id="x-t2", case=case, threads=2).turns(calls, args, None, peaks)
+            # one call behind another that is not timed: first the two that say how many a sample takes, then three turns
+            assert [n for n, _ in log] == [1, 1, 2, 2] * 4
+            assert [i for _, i in log] == [i % 3 for i in range(16)]
+            row = report.gain(turns)
+            assert row["of_one_thread"] > 0
+            assert row["turns"]["quartiles"][0] <= row["of_one_thread"] <= row["turns"]["quartiles"][1]
+            assert (row["turns"]["count"], row["turns"]["disturbed"]) == (3, False)
+            assert (row["turns"]["read"] is None) == (not peaks.reads)
+        assert attile.get_num_threads() == 2
+        assert report.gain(problems.Attention(id="x", case=case).turns(calls, args, None, peaks)) == {"of_one_thread": None}
+    finally:
+        attile.set_num_threads(threads)
+
+
+def test_threads_are_set_where_there_are_cpus_for_them(monkeypatch):
+    """Else attile's helpers do not spin, and what is timed is how long they take to wake."""
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    quiet_cpus = pytest.importorskip("quiet_cpus")
+    if len(quiet_cpus.available()) < 2:
+        pytest.skip("one CPU")
+    problems, roofline = map(importlib.import_module, ("problems", "roofline"))
+    attile, told, called = problems.attile, [], []
+    set_num_threads, threads = attile.set_num_threads, attile.get_num_threads()
+
+    def telling(n):
+        told.append((n, len(os.sched_getaffinity(0))))
+        set_num_threads(n)
+
+    monkeypatch.setattr(attile, "set_num_threads", telling)
+    args = types.SimpleNamespace(least=0, repeats=3, quiet=True)
+    case = problems.Case(id="", batch=1, seqlen_q=1, seqlen_k=1, heads_q=1, heads_k=1, head_dim=8, head_dim_v=8, dtype="float32")
+    try:
+        set_num_threads(2)
+        turns = problems.Attention(id="x-t2", case=case, threads=2).turns(
+            [lambda: called.append(len(os.sched_getaffinity(0)))], args, None, roofline.measure(2)
+        )
+        assert {"one", "all"} <= set(turns)
+        assert {n for n, _ in told} == {1, 2}
+        assert all(cpus >= n for n, cpus in told)
+        assert set(called) == {1}  # the helpers have the other
+    finally:
+        set_num_threads(threads)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CPUs are chosen on Linux")
