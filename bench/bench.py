@@ -6,6 +6,7 @@
     python bench/bench.py decode --save run.json --plot run.png
     python bench/bench.py forward --time-limit 60  fewer repeats, about so many seconds
     python bench/bench.py mla --quiet              on a machine that others use too: only where and while they do not
+    python bench/bench.py gpu-mla --flush read     the L2 cache emptied by reads, which leave nothing to be written back
     python bench/bench.py compare old.json new.json
     python bench/bench.py readme --from run.json --into README.md
 
@@ -32,6 +33,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import gpu_timing
 import problems
 import report
 import rivals
@@ -70,10 +72,13 @@ def main(arguments=None):
     with_gpus = any(suite in GPU_SUITES for suite in args.suite)
     if with_gpus:
         RIVALS.update(gpu_rivals())
+        gpu_timing.Cuda.reads = args.flush == "read"
     if unknown := set(args.without) - set(RIVALS):
         sys.exit(f"no such rival: {', '.join(sorted(unknown))}; there are {', '.join(RIVALS)}")
-    run, ceilings, failed = {"machine": machine(with_gpus), "clock": args.clock, "peaks": {}, "cases": []}, {}, []
+    run, ceilings, failed = {"machine": machine(with_gpus), "clock": args.clock, "flush": args.flush, "peaks": {}, "cases": []}, {}, []
     print(report.machine_line(run["machine"]), flush=True)
+    if with_gpus:
+        print(f"L2 flushed by {'writes, then reads' if gpu_timing.Cuda.reads else 'writes'}", flush=True)
     for suite in args.suite:
         cases = [problem for problem in SUITES[suite]() if any(part in problem.id for part in args.filter)]
         end = None if args.time_limit is None else time.monotonic() + args.time_limit
@@ -195,6 +200,7 @@ def parse_arguments(arguments):
     parser.add_argument("--least", type=float, default=2e-3, metavar="SECONDS", help="of one measurement; default: %(default)s")
     parser.add_argument("--kernel", help="force a kernel or an instruction set")
     parser.add_argument("--clock", choices=timing.CLOCKS, default="wall", help="cpu: time of the calling thread, for one thread on a shared machine")
+    parser.add_argument("--flush", choices=("write", "read"), default="write", help="what empties a GPU's L2; read: nothing is left to be written back")
     parser.add_argument("--quiet", action="store_true", help="go to CPUs that others do not disturb before each measurement (Linux)")
     parser.add_argument("--without", nargs="*", default=[], help="rivals to leave out")
     parser.add_argument("--save", help="write everything to this JSON file")

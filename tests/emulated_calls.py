@@ -225,6 +225,7 @@ def hopper_mla(pattern):
         return True
 
     base = mla_cases.MlaCase(id="hopper", dtype="bfloat16", batch=4, kv_lens=(300, 65, 0, 130), page_size=64, staircase=True)
+    shapes = {"batch": 3, "kv_lens": None, "page_size": None, "seqlen_k": 300}
     own = mla_cases.variants(
         base,
         {
@@ -249,6 +250,14 @@ def hopper_mla(pattern):
             "pairs-heads": {"batch": 2, "kv_lens": (520, 513), "latent": 512, "rope": 16, "head_rope": True, "heads": 32},
             "pairs-rows80": {"batch": 1, "kv_lens": (700,), "latent": 256, "heads": 80, "joined": True},
             "many": {"batch": 450, "kv_lens": tuple(i * 37 % 90 for i in range(450)), "heads": 3},
+            # Plans that shapes alone give.
+            "shapes-256_32": shapes | {"latent": 256, "rope": 32, "heads": 24},
+            "shapes-tokens": shapes | {"batch": 5, "seqlen_k": 130, "latent": 200, "heads": 24, "seqlen_q": 3, "sinks": (24, 1)},
+            "shapes-short": shapes | {"seqlen_k": 20, "latent": 256, "dtype": "float16"},
+            "shapes-heads": shapes | {"batch": 1, "seqlen_k": 700, "latent": 512, "rope": 16, "head_rope": True, "heads": 5},
+            "shapes-heads-pairs": shapes | {"batch": 2, "seqlen_k": 520, "latent": 512, "rope": 16, "head_rope": True, "heads": 32},
+            "shapes-pairs": shapes | {"batch": 2, "latent": 256, "rope": 32, "heads": 24},
+            "shapes-rows80-pairs": shapes | {"batch": 1, "seqlen_k": 690, "latent": 256, "heads": 80},
         },
     )
     chosen = matching(pattern, mla_cases.SMALL, mla_cases.EDGE, mla_cases.REAL, own)

@@ -4,6 +4,7 @@ torch tensors of the host."""
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,26 @@ def test_short_calls_are_replayed_as_graphs_with_the_flush_inside(import_bench):
     gpu.capture, timer.queue = None, lambda work=timer.queue: queued.append(work())
     assert timer.seconds() == pytest.approx(1e-4)
     assert len(queued) == 1
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_flush_writes_and_reads_afterwards_only_if_asked_to(import_bench, monkeypatch, reads):
+    timing, log = import_bench("gpu_timing"), []
+
+    class Buffer:
+        def __init__(self, count, dtype, device):
+            assert (count * {"uint8": 1, "float32": 4}[dtype], device) == (timing.FLUSHED, "cuda")
+
+        def zero_(self):
+            log.append("write")
+
+        def amax(self):
+            log.append("read")
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(empty=Buffer, zeros=Buffer, uint8="uint8", float32="float32"))
+    monkeypatch.setattr(timing.Cuda, "reads", reads)
+    timing.Cuda().flush()
+    assert log == ["write", "read"][: 1 + reads]
 
 
 def test_repeats_are_interleaved_and_their_median_counts(import_bench):

@@ -29,6 +29,7 @@ class Problem:
     latent: int = 512
     rope: int = 64
     page_size: int | None = 64
+    lens_given: bool = True  # or every length is that of a dense cache
     head_rope: bool = False
     causal: bool = True
     staircase: bool = False  # the row maximum rises by about 2 a tile
@@ -87,7 +88,8 @@ class Problem:
             call |= {"q_pe": None, "kpe": None}
         if self.ckv_scale is not None:
             call["ckv_scale"] = self.ckv_scale
-        call["kv_lens"] = torch.tensor(self.lens, dtype=index_dtype, device="cuda")
+        if self.lens_given:
+            call["kv_lens"] = torch.tensor(self.lens, dtype=index_dtype, device="cuda")
         if self.page_size:
             call["page_table"] = table
         if self.sinks:
@@ -105,7 +107,8 @@ def reference(call):
     sinks = torch.zeros(heads, 0, device="cuda") if sinks is None else sinks.expand(heads, -1)
     cap = call.get("logits_soft_cap")
     latents = call["ckv"].double() * call["ckv_scale"] if "ckv_scale" in call else call["ckv"]
-    for b, length in enumerate(call["kv_lens"].tolist()):
+    lens = call["kv_lens"].tolist() if "kv_lens" in call else [call["ckv"].shape[1]] * batch
+    for b, length in enumerate(lens):
         ckv, kpe = (None if x is None else rows_of(x, call.get("page_table"), b, length).double() for x in (latents, call["kpe"]))
         s = torch.einsum("ihd,jd->hij", q[b, ..., :latent], ckv)
         if kpe is not None:
@@ -162,6 +165,7 @@ def lens(count, top, seed):
 
 HEAD_ROPE = {"heads": 32, "rope": 16, "head_rope": True, "separate": True}
 FLOAT8 = {"separate": True, "ckv_scale": 0.0625}
+SHAPES = {"page_size": None, "lens_given": False}  # shapes alone say what a part is
 GRID = [Problem(heads=h, seqlen_q=n, lens=lens(40, 5000, h + n)) for h in (1, 16, 32, 40, 64, 128) for n in (1, 2, 4)]
 DIMS = [
     Problem(heads=h, lens=lens(24, 3000, h + latent), latent=latent, rope=rope, seqlen_q=3 if h == 24 else 1)
@@ -182,6 +186,10 @@ OTHERS = [
     Problem(heads=128, lens=(1024,) * 128),
     Problem(heads=24, lens=(999,) * 64, latent=256, rope=32, staircase=True),  # two parts each, in clusters
     Problem(heads=40, seqlen_q=2, lens=(999,) * 32, latent=200, rope=8, sinks=(40, 2)),
+    *(Problem(heads=24, lens=(999,) * 64, latent=256, rope=32, separate=separate, **SHAPES) for separate in (False, True)),
+    Problem(heads=24, seqlen_q=3, lens=(500,) * 40, latent=200, rope=8, sinks=(24, 1), **SHAPES),
+    Problem(heads=8, lens=(40,) * 300, latent=256, dtype="float16", **SHAPES),
+    Problem(heads=24, lens=lens(24, 3000, 5), latent=256, rope=32, separate=True),
     Problem(heads=64, lens=(300,) * 50, latent=128, rope=64, dtype="float16"),
     Problem(heads=128, lens=lens(140, 5000, 2)),
     Problem(heads=3, seqlen_q=90, lens=(100, 700, 33)),
@@ -189,6 +197,7 @@ OTHERS = [
     Problem(lens=lens(24, 3000, 7), **HEAD_ROPE),
     Problem(lens=lens(140, 4000, 4), **HEAD_ROPE),
     Problem(lens=(2048,) * 8, **HEAD_ROPE),
+    *(Problem(lens=(n,) * batch, **HEAD_ROPE | SHAPES) for batch, n in ((8, 2048), (64, 999), (150, 300), (1, 5000))),
     Problem(lens=lens(12, 4000, 5), staircase=True, **HEAD_ROPE),
     Problem(lens=lens(12, 4000, 6), seqlen_q=4, **HEAD_ROPE),
     Problem(lens=lens(12, 4000, 6), **HEAD_ROPE | {"page_size": 32, "heads": 24}),
@@ -242,6 +251,8 @@ SMALL = [
     Problem(heads=16, lens=(130, 700)),
     Problem(heads=80, lens=(130, 200), dtype="float16"),
     Problem(lens=(130, 300), **HEAD_ROPE),
+    Problem(heads=24, lens=(300, 300), latent=256, rope=32, separate=True, **SHAPES),
+    Problem(lens=(300, 300), **HEAD_ROPE | SHAPES),
     Problem(heads=16, lens=(130, 300), **FLOAT8),
     Problem(heads=7, seqlen_q=2, lens=(130, 0, 700), **FLOAT8),
     Problem(heads=24, lens=(130, 300), **FLOAT8),
@@ -279,6 +290,8 @@ def test_against_the_generic_kernel(problem):
         Problem(heads=16, lens=lens(24, 3000, 4), page_size=3),
         Problem(lens=lens(24, 3000, 4), **HEAD_ROPE | {"latent": 64}),
         Problem(lens=(2048,) * 8, **HEAD_ROPE),
+        Problem(lens=(999,) * 64, **HEAD_ROPE | SHAPES),
+        Problem(heads=24, lens=(999,) * 64, latent=256, rope=32, separate=True, **SHAPES),
         Problem(heads=8, lens=lens(24, 3000, 4), latent=64, rope=8, **FLOAT8),
         Problem(heads=24, lens=lens(24, 3000, 4), latent=64, rope=8, **FLOAT8),
         *(Problem(heads=h, lens=lens(24, 3000, 4), **FLOAT8) for h in (16, 64)),
