@@ -255,7 +255,7 @@ class GpuLatentDecode(OnGpu, Latent):
         if self.float8:
             cache = call.pop("cache")
             call |= {"ckv": cache[..., : c.latent].to(torch.float8_e4m3fn), "kpe": cache[..., c.latent :].contiguous()}
-            call["ckv_scale"] = torch.ones((), dtype=torch.float32, device=DEVICE)
+            call["ckv_scale"] = 1.0
         return [call]
 
     def call(self, call):

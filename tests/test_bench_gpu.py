@@ -72,6 +72,7 @@ def test_short_calls_are_replayed_as_graphs_with_the_flush_inside(import_bench):
     timing, gpu = import_bench("gpu_timing"), Gpu()
     timer = timing.Timer(gpu.call("a", 1e-4), gpu)
     assert gpu.log.count("capture") == 1
+    assert gpu.log.count("a") * 1e-4 >= timing.WARM
     queued = []
     gpu.capture, timer.queue = None, lambda work=timer.queue: queued.append(work())
     assert timer.seconds() == pytest.approx(1e-4)
