@@ -6,7 +6,7 @@
     python bench/bench.py decode --save run.json --plot run.png
     python bench/bench.py forward --time-limit 60  fewer repeats, about so many seconds
     python bench/bench.py mla --quiet              on a machine that others use too: only where and while they do not
-    python bench/bench.py gpu-mla --flush read     the L2 cache emptied by reads, which leave nothing to be written back
+    python bench/bench.py gpu-mla --flush read     the L2 cache flushed by writes, then reads: nothing is left to be written back
     python bench/bench.py compare old.json new.json
     python bench/bench.py readme --from run.json --into README.md
 
@@ -200,7 +200,7 @@ def parse_arguments(arguments):
     parser.add_argument("--least", type=float, default=2e-3, metavar="SECONDS", help="of one measurement; default: %(default)s")
     parser.add_argument("--kernel", help="force a kernel or an instruction set")
     parser.add_argument("--clock", choices=timing.CLOCKS, default="wall", help="cpu: time of the calling thread, for one thread on a shared machine")
-    parser.add_argument("--flush", choices=("write", "read"), default="write", help="what empties a GPU's L2; read: nothing is left to be written back")
+    parser.add_argument("--flush", choices=("write", "read"), default="write", help="how a GPU's L2 is flushed; read: writes, then reads")
     parser.add_argument("--quiet", action="store_true", help="go to CPUs that others do not disturb before each measurement (Linux)")
     parser.add_argument("--without", nargs="*", default=[], help="rivals to leave out")
     parser.add_argument("--save", help="write everything to this JSON file")
@@ -216,6 +216,8 @@ def parse_arguments(arguments):
             parser.error("readme takes --from FILE")
     elif unknown := [name for name in args.suite if name not in SUITES]:
         parser.error(f"no such suite: {', '.join(unknown)}")
+    if args.flush == "read" and not set(args.suite) & set(GPU_SUITES):
+        parser.error("--flush is of the GPU suites")
     if args.repeats < timing.FEWEST:
         parser.error(f"--repeats must be at least {timing.FEWEST}")
     return args

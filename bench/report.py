@@ -104,7 +104,8 @@ def readme(runs):
         for suite in dict.fromkeys(row["suite"] for row in run["cases"]):
             rows = [row for row in run["cases"] if row["suite"] == suite]
             names = list(dict.fromkeys(name for row in rows for name in row["rivals"]))
-            lines = [f"`python bench/bench.py {suite}`: {machine_line(run['machine'])}.", ""]
+            flush = " --flush read" if suite.startswith("gpu-") and run.get("flush") == "read" else ""
+            lines = [f"`python bench/bench.py {suite}{flush}`: {machine_line(run['machine'])}.", ""]
             lines += [f"| {suite} | rate | of the roof | {' | '.join(names)} |", "|---" * (3 + len(names)) + "|"]
             lines += [f"| {row['case']} | {rate(row)} | {share(row)} | {' | '.join(ratio(row, name) for name in names)} |" for row in rows]
             parts.append("\n".join(lines))

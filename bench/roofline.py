@@ -92,8 +92,8 @@ class Reader:
     SPAN = 1 << 26  # bytes at a time
 
     def __init__(self, name, together):
-        self.library, self.together = load(), together
-        self.peak = next(i for i in range(self.library.peaks()) if self.library.peak_name(i).decode() == name)
+        self.loops, self.together = load(), together
+        self.peak = next(i for i in range(self.loops.peaks()) if self.loops.peak_name(i).decode() == name)
         self.memory = np.ones((memory_bytes() // self.SPAN, self.SPAN), np.uint8)
         self.turn = 0
 
@@ -101,7 +101,7 @@ class Reader:
         span = self.memory[self.turn % len(self.memory)]
         self.turn += 1
         with self.together():
-            return self.library.peak_seconds(self.peak, threads, 0, span.ctypes.data, self.SPAN // threads)
+            return self.loops.peak_seconds(self.peak, threads, 0, span.ctypes.data, self.SPAN // threads)
 
 
 def memory_bytes():

@@ -46,6 +46,17 @@ def test_a_case_is_checked_timed_and_saved(saved):
     assert run["machine"]["versions"]["attile"]
 
 
+def test_how_l2_was_flushed_is_told(saved, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH.parent)
+    report, (_, run, _) = importlib.import_module("report"), saved
+    rows = [row | {"suite": "gpu-mla"} for row in run["cases"]]
+    for flush, told in (("write", "gpu-mla`"), ("read", "gpu-mla --flush read`")):
+        assert f"`python bench/bench.py {told}: " in report.readme([run | {"cases": rows, "flush": flush}])
+    refused = subprocess.run([sys.executable, str(BENCH), "overhead", "--flush", "read"], capture_output=True, encoding="utf-8")
+    assert refused.returncode == 2
+    assert "--flush is of the GPU suites" in refused.stderr
+
+
 def test_the_roof_is_what_the_dtype_takes_of_the_unit(monkeypatch):
     monkeypatch.syspath_prepend(BENCH.parent)
     roofline = importlib.import_module("roofline")
