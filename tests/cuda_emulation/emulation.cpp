@@ -10,10 +10,8 @@
 #include <mutex>
 #include <vector>
 
-#ifndef __x86_64__
-#include <ucontext.h>
-#endif
-
+#include "boxes.hpp"
+#include "context.hpp"
 #include "cuda_runtime_api.h"
 #include "products.hpp"
 
@@ -51,61 +49,12 @@ namespace {
 
 // ---- fibers ----
 
-#ifdef __x86_64__
-
-// Saves on its stack what a call preserves.
-using Context = void*;
-extern "C" void attile_switch(Context* from, Context to);
-asm(R"(
-.text
-.type attile_switch, @function
-attile_switch:
-  push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
-  mov %rsp, (%rdi)
-  mov %rsi, %rsp
-  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
-  ret
-.size attile_switch, . - attile_switch
-)");
-
-void switch_to(Context& from, Context& to) { attile_switch(&from, to); }
-
-void prepare(Context& context, char* stack, size_t bytes, void (*entry)()) {
-  void** top = reinterpret_cast<void**>(stack + bytes - 64);
-  *--top = nullptr;  // where a call would return to: entry finds the alignment it expects
-  *--top = reinterpret_cast<void*>(entry);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;
-  context = top;
-}
-
-#else
-
-using Context = ucontext_t;
-
-void switch_to(Context& from, Context& to) { swapcontext(&from, &to); }
-
-void prepare(Context& context, char* stack, size_t bytes, void (*entry)()) {
-  getcontext(&context);
-  context.uc_stack.ss_sp = stack;
-  context.uc_stack.ss_size = bytes;
-  makecontext(&context, entry, 0);
-}
-
-#endif
-
 constexpr size_t kStackBytes = 256 << 10;
 
 struct Copy {
   uint32_t to;
   const void* from;
   int size, bytes;
-};
-
-// A box of a tensor on its way to or from shared memory.
-struct Box {
-  CUtensorMap map;
-  uint32_t shared;
-  std::array<int, 5> at;
 };
 
 struct Barrier {
@@ -306,7 +255,6 @@ void launch_together(unsigned x, unsigned y, unsigned cluster, int block_threads
 void wait_for_others() { wait(); }
 void made_progress() { ++progress; }
 
-
 Lane together(const Lane& mine, void (*operation)(Lanes&)) {
   Warp& warp = warps[threadIdx.x / kWarp];
   const unsigned own = warp.generation, lane = threadIdx.x % kWarp;
@@ -415,30 +363,6 @@ void store_to_cluster(uint32_t to, uint32_t bar, const void* from, uint32_t byte
   ++progress;
   complete(found->second);
 }
-
-namespace {
-
-// The row and column of a box's elements, their place in shared memory, and in the tensor (null: outside).
-template <class Function>
-void for_box(const Box& box, Function function) {
-  const CUtensorMap& m = box.map;
-  const uint32_t line = m.box[0] * m.size, mask = m.swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 7 : m.swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 3 : 0;
-  if (box.shared % 1024) fail("a box of shared memory that does not begin on 1024 bytes");
-  for (uint32_t i = 0; i < m.box[1] * m.box[2]; ++i)
-    for (uint32_t column = 0; column < m.box[0]; ++column) {
-      const int64_t at[5] = {box.at[0] + int64_t{column}, box.at[1] + int64_t{i % m.box[1]}, box.at[2] + int64_t{i / m.box[1]}, box.at[3], box.at[4]};
-      bool inside = true;
-      uint64_t address = reinterpret_cast<uint64_t>(m.base);
-      for (int d = 0; d < 5; ++d) {
-        inside &= at[d] >= 0 && static_cast<uint64_t>(at[d]) < m.dims[d];
-        address += static_cast<uint64_t>(at[d]) * m.steps[d];
-      }
-      const uint32_t place = box.shared + i * line + column * m.size;
-      function(shared_at(place ^ (place >> 7 & mask) << 4, m.size), inside ? reinterpret_cast<char*>(address) : nullptr, m.size);
-    }
-}
-
-}  // namespace
 
 void barrier_init(uint32_t bar, int arrivals) {
   (void)shared_at(bar, 8);
